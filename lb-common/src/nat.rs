@@ -121,8 +121,9 @@ pub const SILENCE: u32 = 3;
 /// there in smaller steps.
 const HEARD: u32 = 1 << 20;
 
-/// How long a UDP flow that went on has to be silent before it gives its port away (RFC 4787, REQ-5).
-const UDP_SILENCE: u32 = 120;
+/// How long a UDP flow that went on, or one by TCP that its backend alone has closed, has to be silent before it gives
+/// its port away (RFC 4787, REQ-5).
+const IDLE: u32 = 120;
 
 /// How long a question by UDP that was not answered keeps its port from others: resolvers ask again after five
 /// seconds.
@@ -133,6 +134,8 @@ pub const UDP_ANSWER: u32 = 5;
 pub struct Timeouts {
     /// TCP, open.
     pub tcp_open: u32,
+    /// TCP, closed by its backend alone.
+    pub tcp_closing: u32,
     /// TCP, closed.
     pub tcp_closed: u32,
     /// TCP whose client showed no more than what began it, since its last packet; or that no backend answered.
@@ -144,11 +147,11 @@ pub struct Timeouts {
 }
 
 impl Default for Timeouts {
-    /// RFC 5382 (two hours and four minutes; four minutes) and RFC 4787 (five minutes), but one minute for TCP
-    /// that is closed, as long as Linux keeps it: the port range is small. Whoever takes longer than ten
+    /// RFC 5382 (two hours and four minutes; four minutes for what is closing) and RFC 4787 (five minutes), but one minute
+    /// for TCP that is closed, as long as Linux keeps it: the port range is small. Whoever takes longer than ten
     /// seconds to open a connection sends his SYN again, which begins anew.
     fn default() -> Self {
-        Self { tcp_open: 7440, tcp_closed: 60, tcp_begun: 10, udp: 300, udp_begun: 30 }
+        Self { tcp_open: 7440, tcp_closing: 240, tcp_closed: 60, tcp_begun: 10, udp: 300, udp_begun: 30 }
     }
 }
 
@@ -161,6 +164,7 @@ impl Timeouts {
             Stage::Begun => self.tcp_begun,
             Stage::Open if udp => self.udp,
             Stage::Open => self.tcp_open,
+            Stage::Closing => self.tcp_closing,
             Stage::Closed => self.tcp_closed,
         };
         reverse.silence(forward, now) > limit
@@ -174,6 +178,9 @@ enum Stage {
     Begun,
     /// Both have.
     Open,
+    /// TCP, closed by its backend, whose client may be gone without a word: the backend forgets the connection after some
+    /// minutes, and does not say so either. The other way round an upload may have ended whose answer takes its time.
+    Closing,
     /// TCP, reset or closed by both.
     Closed,
 }
@@ -188,7 +195,7 @@ impl Reverse {
     /// First goes what is closed: at once where both sides said so or the backend reset it, after [`SILENCE`] where
     /// the client alone did, whom anybody can pretend to be. Then, however young, what is no more than begun, so
     /// that a flood of forged beginnings pushes out itself and not the flows that are in use, but a question by UDP
-    /// only when it was answered or after [`UDP_ANSWER`]; then UDP that has been silent for minutes. Of each, what was silent longest. An open TCP flow keeps its port.
+    /// only when it was answered or after [`UDP_ANSWER`]; then UDP, and TCP that its backend has closed, that has been silent for minutes. Of each, what was silent longest. An open TCP flow keeps its port.
     ///
     /// A backend that still remembers the flow before answers the SYN of the next by an ACK out of place, its client
     /// resets that, and sends its SYN again after some milliseconds (RFC 9293, 3.10.7): what has begun and was
@@ -205,7 +212,8 @@ impl Reverse {
             // Whoever had the port next would get the answer that is still to come.
             Stage::Begun if self.is_udp() && self.state & state::SEEN == 0 => (2, UDP_ANSWER + 1),
             Stage::Begun => (2, 0),
-            Stage::Open if self.is_udp() => (1, UDP_SILENCE + 1),
+            Stage::Open if self.is_udp() => (1, IDLE + 1),
+            Stage::Closing => (1, IDLE + 1),
             Stage::Open => return 0,
         };
         let silence = self.silence(forward, now);
@@ -252,7 +260,7 @@ impl Reverse {
         if client & state::BEGUN != 0 || client & self.state & state::SEEN == 0 {
             return Stage::Begun;
         }
-        Stage::Open
+        if self.state & state::FIN != 0 { Stage::Closing } else { Stage::Open }
     }
 
     /// How long nothing was sent. That a backend offers again and again to open what its client has begun does
@@ -422,7 +430,8 @@ mod tests {
             ("tcp, open", crate::TCP, BOTH, BOTH, 7440),
             ("tcp, never answered", crate::TCP, BOTH, 0, 10),
             ("tcp, a SYN and its answer", crate::TCP, BEGUN, BOTH, 10),
-            ("tcp, half closed", crate::TCP, FIN, BOTH, 7440),
+            ("tcp, closed by the client alone", crate::TCP, FIN, BOTH, 7440),
+            ("tcp, closed by the backend alone", crate::TCP, BOTH, FIN, 240),
             ("tcp, closed", crate::TCP, FIN, FIN, 60),
             ("tcp, reset", crate::TCP, BOTH, RST, 60),
         ];
@@ -451,7 +460,7 @@ mod tests {
         let cases = [
             ("tcp, open", crate::TCP, BOTH, BOTH, None),
             ("tcp, closed by the client alone", crate::TCP, FIN, BOTH, None),
-            ("tcp, closed by the backend alone", crate::TCP, BOTH, FIN, None),
+            ("tcp, closed by the backend alone", crate::TCP, BOTH, FIN, Some(121)),
             ("tcp, closed by both", crate::TCP, FIN, FIN, Some(0)),
             ("tcp, reset by the client", crate::TCP, RST, BOTH, Some(SILENCE + 1)),
             ("tcp, closed by the backend, reset by the client", crate::TCP, RST, FIN, Some(SILENCE + 1)),

@@ -261,7 +261,8 @@ mod tests {
                     let asked = flow % 2 == 1
                         && forward.state & state::BEGUN != 0
                         && reverse.state & state::SEEN == 0;
-                    let gives_way = !open && !asked || reset || closed || idle || ended && late;
+                    let closing = reverse.state & state::FIN != 0 && late;
+                    let gives_way = !open && !asked || reset || closed || idle || closing || ended && late;
                     (!gives_way).then_some((*flow, forward.snat_port))
                 };
                 table.forward.iter().filter_map(stays).collect()

@@ -180,6 +180,25 @@ fn a_connection_that_a_backend_resets_gives_its_port_away_at_once() {
 }
 
 #[test]
+fn a_connection_whose_backend_closed_and_whose_client_is_gone_gives_its_port_away_after_two_minutes() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut rig = Rig::new(Protocol::Tcp, 1);
+    rig.opens(20_000);
+    assert_eq!(rig.answers(FIRST, FIN | ACK), Some(20_000));
+    rig.passes(100);
+    assert_eq!(rig.answers(FIRST, FIN | ACK), Some(20_000));
+    // The program's clock goes on meanwhile.
+    rig.passes(100);
+    assert_eq!(rig.sends(20_001, SYN), None, "its backend sent it once more");
+
+    rig.passes(21);
+
+    assert_eq!(rig.opens(20_001), FIRST);
+}
+
+#[test]
 fn a_client_that_resets_is_believed_after_three_seconds() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;

@@ -31,6 +31,7 @@ const SOURCES: u64 = 12;
 /// Translations are kept: the model knows no time of theirs.
 const NEVER: Timeouts = Timeouts {
     tcp_open: u32::MAX,
+    tcp_closing: u32::MAX,
     tcp_closed: u32::MAX,
     tcp_begun: u32::MAX,
     udp: u32::MAX,
