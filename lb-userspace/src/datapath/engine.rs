@@ -454,7 +454,7 @@ impl Engine {
 
     /// Ids of backends that are in use, and how many there are.
     pub fn backend_ids(&self) -> (usize, usize) {
-        (self.book.ids_in_use().count(), maps::BACKENDS as usize - 1)
+        (self.book.ids_in_use(), maps::BACKENDS as usize - 1)
     }
 
     /// First and last port of the SNAT range in force.

@@ -310,6 +310,11 @@ impl Book {
         self.tables.get(pool).is_some_and(|table| table.named().any(|named| named == id))
     }
 
+    /// How many ids backends have, those included whose flows go on in a former mode.
+    pub fn ids_in_use(&self) -> usize {
+        self.backends.len()
+    }
+
     /// Which backend has an id.
     pub fn backend_of(&self, id: BackendId) -> Option<(&PoolId, SocketAddr)> {
         self.backends.iter().find(|(_, line)| line.id == id).map(|((pool, addr, _), _)| (pool, *addr))
