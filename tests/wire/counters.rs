@@ -89,8 +89,7 @@ fn told_to_end(rig: &mut Rig) {
 /// What an agent tells first of a VIP and its backends.
 fn told(rig: &Rig, vip: &str) -> (Totals, Vec<(String, Totals)>) {
     let told = eventually(DEADLINE, || counted(&rig.agent, vip));
-    let told = told.unwrap_or_else(|| panic!("{vip} is not told of\n{}", rig.agent.log()));
-    told
+    told.unwrap_or_else(|| panic!("{vip} is not told of\n{}", rig.agent.log()))
 }
 
 fn taken_over(rig: &mut Rig) {
