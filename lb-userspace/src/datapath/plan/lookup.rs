@@ -133,8 +133,7 @@ impl Crowd {
             let unserved = |place: &Place| addrs.contains(&Addr::from(place.addr));
             places.extend(want.vips.iter().map(|(place, _)| place).filter(|place| unserved(place)));
         }
-        let mut of_service: BTreeMap<Option<&Arc<ObjectName>>, Vec<(&Place, Option<&PoolId>)>> =
-            BTreeMap::new();
+        let mut of_service: BTreeMap<Option<&Arc<ObjectName>>, Vec<LeftOut<'_>>> = BTreeMap::new();
         for place in places {
             let pool = match want.vips.get(place) {
                 Some(Target::Pool(id)) => Some(id),
@@ -147,8 +146,11 @@ impl Crowd {
     }
 }
 
-/// VIPs of one Service that are left out.
-fn unserved(places: &[(&Place, Option<&PoolId>)]) -> Option<Problem> {
+/// A VIP that is left out, and its pool.
+type LeftOut<'a> = (&'a Place, Option<&'a PoolId>);
+
+/// What is said of those of one Service.
+fn unserved(places: &[LeftOut<'_>]) -> Option<Problem> {
     let (Place { addr, port, protocol }, pool) = places.first()?;
     let message = format!(
         "{} of its VIPs are not served, {protocol} {} for one: their place in the lookup tables is taken by others",
