@@ -17,10 +17,9 @@ use lb_common::{Flow, TCP, Verdict, backend::NextHop, maps as names};
 
 use crate::{
     carry::Carry,
-    finish_carried,
+    end, finish_carried,
     forward::{self, Outcome},
     maps,
-    nat::finish_as,
     parse::{ETHERNET, Family, V4, V6, tcp_flag},
 };
 
@@ -78,7 +77,7 @@ fn holder(ctx: &XdpContext, carry: &Carry) -> Option<(u64, u64)> {
 /// A segment without SYN.
 #[xdp(frags)]
 pub fn penstock_former(ctx: XdpContext) -> u32 {
-    let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
+    let Some(scratch) = maps::scratch() else { return end(&ctx, Verdict::Corrupt) };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     let carry = unsafe { &(*scratch).carry };
     let sent =

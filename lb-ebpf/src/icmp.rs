@@ -14,12 +14,11 @@ use lb_common::{
 
 use crate::{
     carry::{At, Carry},
-    finish_carried,
+    end, finish_carried,
     forward::{self, Outcome},
     headers::{Behind, Headers, Part},
     maps::{self, Tables, Telling},
-    nat::{self, finish_as},
-    own_port,
+    nat, own_port,
     packet::{FARTHEST, Packet, View},
     parse::{Family, V4, V6},
     quietly,
@@ -31,7 +30,7 @@ use crate::{
 #[xdp(frags)]
 #[inline(always)]
 pub fn penstock_icmp(ctx: XdpContext) -> u32 {
-    let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
+    let Some(scratch) = maps::scratch() else { return end(&ctx, Verdict::Corrupt) };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     let carry = unsafe { &(*scratch).carry };
     let Outcome { verdict, action } =

@@ -17,11 +17,10 @@ use lb_common::{
 
 use crate::{
     carry::{At, Carry},
-    finish_carried, forward,
+    end, finish_carried, forward,
     headers::{Behind, Part},
     icmp::Message,
     maps,
-    nat::finish_as,
     packet::{FARTHEST, Packet},
     parse::{ETHERNET, Family, V4, V6},
     steer,
@@ -45,7 +44,7 @@ struct Told {
 /// Entry point by a tail call from `icmp`.
 #[xdp(frags)]
 pub fn penstock_narrow(ctx: XdpContext) -> u32 {
-    let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
+    let Some(scratch) = maps::scratch() else { return end(&ctx, Verdict::Corrupt) };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     let carry = unsafe { &mut (*scratch).carry };
     let told = if carry.flow.src.is_v4() { told::<V4>(&ctx, carry) } else { told::<V6>(&ctx, carry) };

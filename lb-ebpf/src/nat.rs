@@ -23,7 +23,7 @@ use lb_common::{
 use crate::{
     carry::{Carry, Tunnelled},
     claim::claim,
-    finish, finish_carried, former,
+    end, finish_carried, former,
     forward::{self, Outcome, Way},
     maps::{self, Tables},
     options,
@@ -35,7 +35,7 @@ use crate::{
 /// A packet to a VIP some of whose backends are translated to.
 #[xdp(frags)]
 pub fn penstock_translate(ctx: XdpContext) -> u32 {
-    let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
+    let Some(scratch) = maps::scratch() else { return end(&ctx, Verdict::Corrupt) };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     let carry = unsafe { &mut (*scratch).carry };
     let Outcome { verdict, action } =
@@ -46,19 +46,12 @@ pub fn penstock_translate(ctx: XdpContext) -> u32 {
 /// A packet to one of the host's addresses on a port of the SNAT range.
 #[xdp(frags)]
 pub fn penstock_reply(ctx: XdpContext) -> u32 {
-    let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
+    let Some(scratch) = maps::scratch() else { return end(&ctx, Verdict::Corrupt) };
     // SAFETY: as above.
     let carry = unsafe { &mut (*scratch).carry };
     let Outcome { verdict, action } =
         if carry.flow.src.is_v4() { to_client::<V4>(&ctx, carry) } else { to_client::<V6>(&ctx, carry) };
     finish_carried(&ctx, verdict, action)
-}
-
-/// Counts a verdict that takes no more than that.
-#[inline(always)]
-pub fn finish_as(ctx: &XdpContext, verdict: Verdict) -> u32 {
-    let Outcome { verdict, action } = verdict.into();
-    finish(ctx, verdict, action)
 }
 
 #[inline(always)]

@@ -9,10 +9,9 @@ use lb_common::{Addr, TCP, Verdict, csum::Delta};
 
 use crate::{
     carry::Carry,
-    finish_carried,
+    end, finish_carried,
     forward::{self, Outcome, Outer},
     maps::{self, QUOTE_WORDS, Telling},
-    nat::finish_as,
     packet::{self, Packet},
     parse::{ETHERNET, Family, V4, V6, tcp_flag},
     quietly,
@@ -21,7 +20,7 @@ use crate::{
 /// Entry point by a tail call; [`Carry::verdict`] says what is wrong.
 #[xdp(frags)]
 pub fn penstock_refuse(ctx: XdpContext) -> u32 {
-    let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
+    let Some(scratch) = maps::scratch() else { return end(&ctx, Verdict::Corrupt) };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     let carry = unsafe { &(*scratch).carry };
     let Outcome { verdict, action } =

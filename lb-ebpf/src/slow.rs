@@ -7,12 +7,11 @@ use lb_common::{AddrEntry, Flow, Record, TCP, UDP, Verdict, VipEntry, config, ma
 use crate::{
     Arrived, Known,
     carry::{At, Carry},
-    carry_on, finish, finish_carried, for_us,
+    carry_on, end, finish, finish_carried, for_us,
     forward::Outcome,
     fragment,
     headers::{Behind, Headers, Part},
     maps::{self, Tables},
-    nat::finish_as,
     onward, options, own_port,
     packet::{self, Packet},
     parse::{self, ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, V4, V6},
@@ -49,7 +48,7 @@ pub fn penstock_slow(ctx: XdpContext) -> u32 {
 pub fn penstock_onward(ctx: XdpContext) -> u32 {
     let tables = maps::tables();
     let Some(scratch) = maps::scratch() else {
-        return finish_as(&ctx, Verdict::Corrupt);
+        return end(&ctx, Verdict::Corrupt);
     };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     let carry = unsafe { &(*scratch).carry };

@@ -8,9 +8,9 @@ use lb_common::{Tag, Tags, Verdict, maps::Program};
 
 use crate::{
     capture::Origin,
-    finish_as,
+    end, finish_as,
     forward::{self, Outcome},
-    maps, nat,
+    maps,
     packet::Packet,
     parse::ETHERNET,
 };
@@ -91,7 +91,7 @@ pub fn begin_anew(ctx: &XdpContext, tags: Tags) {
 /// Pushes the tags and lets the frame go.
 #[xdp(frags)]
 pub fn penstock_tagged(ctx: XdpContext) -> u32 {
-    let Some(scratch) = maps::scratch() else { return nat::finish_as(&ctx, Verdict::Corrupt) };
+    let Some(scratch) = maps::scratch() else { return end(&ctx, Verdict::Corrupt) };
     // SAFETY: as above.
     let exit = unsafe { (*scratch).exit };
     let Outcome { verdict, action } = match tagged(&ctx, &exit) {
