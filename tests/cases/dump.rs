@@ -8,8 +8,8 @@ use penstock::model::canary::{Canary, HeaderRule, HeaderValue, Rules, Sessions, 
 use penstock::model::expression::{Expression, Part as Expressed};
 use penstock::model::health::{Check, HttpProbe, Probe};
 use penstock::model::l4::{
-    Access, At, Backend, BackendState, FlowMemory, HealthPort, L4, OnEmpty, Pool, PoolId, Prefix, Protocol,
-    Punt, VipAddr,
+    Access, At, Backend, BackendState, FlowMemory, HealthPort, IpMode, L4, OnEmpty, Pool, PoolId, Prefix,
+    Protocol, Punt, VipAddr,
 };
 use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
@@ -17,6 +17,7 @@ use penstock::model::l7::{
     Moved, PathMatch, Piece, Preamble, Rate, ReadAhead, RedirectQuery, Responses, Server, ServicePort,
     SslRedirect, Stream, StreamTerms, Template, UpstreamTls, VerifyClient,
 };
+use penstock::model::pool::GivenTo;
 use penstock::model::session::Affinity;
 use penstock::model::upstream::{Balance, Care, Ejection, External, Keepalive, Upstream};
 use penstock::translate::Translated;
@@ -27,9 +28,10 @@ use crate::policies;
 pub fn dump(translated: &Translated, load_problems: &[Problem]) -> String {
     let mut out = String::new();
     l4(&translated.snapshot.l4, &mut out);
-    for (service, addresses) in translated.given.iter() {
+    for (service, GivenTo { addresses, mode }) in translated.given.iter() {
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        line(&mut out, 0, &format!("given {service}: {}", addresses.join(" ")));
+        let mode = if *mode == IpMode::Proxy { " (ipMode: Proxy)" } else { "" };
+        line(&mut out, 0, &format!("given {service}: {}{mode}", addresses.join(" ")));
     }
     l7(&translated.snapshot.l7, &mut out);
     for problem in load_problems.iter().chain(translated.problems.iter().map(|problem| &**problem)) {

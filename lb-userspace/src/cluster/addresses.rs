@@ -11,9 +11,14 @@ use kube::{Api, Client, ResourceExt as _};
 
 use super::failure::{Failure, Why};
 use crate::model::ObjectName;
+use crate::model::l4::IpMode;
+use crate::model::pool::GivenTo;
 
 /// One address or name.
 pub(super) type Address = IngressLoadBalancerIngress;
+
+/// What the API calls the mode of addresses that nodes leave alone.
+const PROXY: &str = "Proxy";
 
 /// Labels of a pod that tell it from its siblings.
 const OF_ONE_POD: [&str; 5] = [
@@ -51,24 +56,42 @@ pub(super) fn of_service(service: &Service) -> Vec<Address> {
     }
 }
 
-/// Addresses of a Service as its status says them. That packets come with them as their destination is what a server that
-/// knows of modes fills in; one that does not takes none.
-pub(super) fn balanced(given: &BTreeSet<IpAddr>) -> serde_json::Value {
-    given.iter().map(|ip| serde_json::json!({"ip": ip})).collect()
+/// Addresses of a Service as its status says them. That nodes may have a say in them is what a server that knows of modes
+/// fills in.
+pub(super) fn balanced(given: &GivenTo) -> serde_json::Value {
+    let GivenTo { addresses, mode } = given;
+    let entry = |ip: &IpAddr| match mode {
+        IpMode::Vip => serde_json::json!({"ip": ip}),
+        IpMode::Proxy => serde_json::json!({"ip": ip, "ipMode": PROXY}),
+    };
+    addresses.iter().map(entry).collect()
+}
+
+/// The same for servers that know of no modes.
+pub(super) fn without_mode(mut balanced: serde_json::Value) -> serde_json::Value {
+    for entry in balanced.as_array_mut().into_iter().flatten().filter_map(serde_json::Value::as_object_mut) {
+        entry.remove("ipMode");
+    }
+    balanced
 }
 
 /// Whether the status of a Service says just these. Servers before 1.30 do not keep the mode.
-pub(super) fn says(service: &Service, given: &BTreeSet<IpAddr>) -> bool {
+pub(super) fn says(service: &Service, given: &GivenTo) -> bool {
     let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let written: Option<Vec<IpAddr>> = balancer
         .into_iter()
         .flat_map(|balancer| balancer.ingress.iter().flatten())
-        .map(|entry| match (entry.ip_mode.as_deref(), &entry.hostname) {
-            (None | Some("VIP"), None) => entry.ip.as_ref()?.parse().ok(),
-            _ => None,
+        .map(|entry| {
+            let is_right = match (entry.ip_mode.as_deref(), given.mode) {
+                (None, _) | (Some("VIP"), IpMode::Vip) | (Some(PROXY), IpMode::Proxy) => {
+                    entry.hostname.is_none()
+                }
+                _ => false,
+            };
+            entry.ip.as_ref().filter(|_| is_right)?.parse().ok()
         })
         .collect();
-    written.is_some_and(|written| written.iter().eq(given))
+    written.is_some_and(|written| written.iter().eq(&given.addresses))
 }
 
 /// The node's address, the outer one first unless the `internal` one is asked for.
@@ -185,26 +208,30 @@ mod tests {
 
     #[test]
     fn a_status_is_right_when_it_says_just_the_addresses_given() {
-        let given = BTreeSet::from(["203.0.113.1", "2001:db8::1"].map(|ip| ip.parse().expect("an address")));
-        for (case, expected, ingress) in [
-            ("as we write it", true, balanced(&given)),
+        let addresses = ["203.0.113.1", "2001:db8::1"].map(|ip| ip.parse().expect("an address"));
+        let [vip, proxy] =
+            [IpMode::Vip, IpMode::Proxy].map(|mode| GivenTo { addresses: addresses.into(), mode });
+        let of_modes = |modes: [&str; 2]| serde_json::json!([{"ip": "203.0.113.1", "ipMode": modes[0]}, {"ip": "2001:db8::1", "ipMode": modes[1]}]);
+        for (case, as_vip, as_proxy, ingress) in [
+            ("as it is written", true, true, balanced(&vip)),
+            ("as it is written, too", false, true, balanced(&proxy)),
+            ("as it is written where no modes are known", true, true, without_mode(balanced(&proxy))),
+            ("with the mode", true, false, of_modes(["VIP", "VIP"])),
+            ("with the other mode", false, true, of_modes(["Proxy", "Proxy"])),
+            ("of both modes", false, false, of_modes(["Proxy", "VIP"])),
+            ("one of two", false, false, serde_json::json!([{"ip": "203.0.113.1"}])),
             (
-                "with the mode",
-                true,
-                serde_json::json!([{"ip": "203.0.113.1", "ipMode": "VIP"}, {"ip": "2001:db8::1", "ipMode": "VIP"}]),
-            ),
-            ("one of two", false, serde_json::json!([{"ip": "203.0.113.1"}])),
-            (
-                "another mode",
+                "a name, too",
                 false,
-                serde_json::json!([{"ip": "203.0.113.1", "ipMode": "Proxy"}, {"ip": "2001:db8::1"}]),
+                false,
+                serde_json::json!([{"ip": "203.0.113.1", "hostname": "a.example.com"}, {"ip": "2001:db8::1"}]),
             ),
-            ("nothing", false, serde_json::json!([])),
+            ("nothing", false, false, serde_json::json!([])),
         ] {
             let service =
                 serde_json::json!({"metadata": {}, "status": {"loadBalancer": {"ingress": ingress}}});
             let service: Service = serde_json::from_value(service).expect("a Service");
-            assert_eq!(says(&service, &given), expected, "{case}");
+            assert_eq!([says(&service, &vip), says(&service, &proxy)], [as_vip, as_proxy], "{case}");
         }
     }
 

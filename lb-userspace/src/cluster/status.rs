@@ -4,9 +4,8 @@
 //! What somebody else wrote over ours is put right at intervals only: two controllers that both write
 //! must not wear the API server out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
@@ -28,6 +27,7 @@ use super::hub::Aside;
 use super::write_health::{Work, WriteHealth};
 use crate::backoff::Backoff;
 use crate::model::ObjectName;
+use crate::model::pool::GivenTo;
 use crate::objects;
 
 /// Written at a time.
@@ -36,6 +36,8 @@ const AT_ONCE: usize = 8;
 const ANSWER: Duration = Duration::from_secs(10);
 /// Tries of one, where somebody else is faster.
 const TRIES: usize = 3;
+/// What a server says of a field that it does not know, where it is applied.
+const UNKNOWN_FIELD: &str = "field not declared in schema";
 /// Pause before what failed is tried again, at first, and between two rounds of such.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -60,8 +62,9 @@ pub struct StatusOptions {
 
 impl StatusOptions {
     /// The status of a Service says just these, and that they are of us.
-    fn is_written(&self, service: &Service, given: &BTreeSet<IpAddr>) -> bool {
-        addresses::says(service, given) && (given.is_empty() || objects::wrote(service, &self.writer))
+    fn is_written(&self, service: &Service, given: &GivenTo) -> bool {
+        let is_nothing = given.addresses.is_empty();
+        addresses::says(service, given) && (is_nothing || objects::wrote(service, &self.writer))
     }
 }
 
@@ -79,7 +82,7 @@ pub(super) struct Writer {
     pub(super) pods: Option<Pods>,
     /// What we wrote last.
     pub(super) ingresses: Told<Vec<Address>>,
-    pub(super) services: Told<BTreeSet<IpAddr>>,
+    pub(super) services: Told<GivenTo>,
     /// What the last round was made of.
     pub(super) last: Option<(Arc<Report>, Arc<Aside>)>,
 }
@@ -397,8 +400,8 @@ where
 {
     let api: Api<K> = Api::namespaced(client.clone(), &name.namespace);
     let is_empty = addresses.as_array().is_none_or(Vec::is_empty);
-    let status = |ingress: Value| serde_json::json!({"loadBalancer": {"ingress": ingress}});
-    let (params, patch) = match writer.filter(|_| !is_empty) {
+    let status = |ingress: &Value| serde_json::json!({"loadBalancer": {"ingress": ingress}});
+    let patch_to = |addresses: &Value| match writer.filter(|_| !is_empty) {
         Some(writer) => {
             let types = K::DynamicType::default();
             let object = serde_json::json!({"apiVersion": K::api_version(&types), "kind": K::kind(&types),
@@ -406,10 +409,11 @@ where
             (PatchParams::apply(writer).force(), Patch::Apply(object))
         }
         None => {
-            let ingress = if is_empty { Value::Null } else { addresses };
+            let ingress = if is_empty { &Value::Null } else { addresses };
             (PatchParams::default(), Patch::Merge(serde_json::json!({"status": status(ingress)})))
         }
     };
+    let (mut params, mut patch) = patch_to(&addresses);
     let mut last = Failure::new(Why::Conflict, "others were faster");
     for _ in 0..TRIES {
         match timeout(ANSWER, api.patch_status(&name.name, &params, &patch)).await {
@@ -421,6 +425,9 @@ where
             // It has gone in the meantime.
             Why::Missing => return Ok(()),
             Why::Conflict => {}
+            _ if last.message.contains(UNKNOWN_FIELD) => {
+                (params, patch) = patch_to(&addresses::without_mode(addresses.clone()));
+            }
             _ => break,
         }
     }

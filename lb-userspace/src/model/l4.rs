@@ -113,6 +113,16 @@ pub struct Punt {
     pub sources: Option<BTreeSet<Prefix>>,
 }
 
+/// Whether nodes may have a say in what is for an address of a Service (`ipMode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum IpMode {
+    /// They may: their service proxy (kube-proxy) sends packets to that address to an endpoint of the Service.
+    #[default]
+    Vip,
+    /// They leave it alone, because who has the address does more than forward.
+    Proxy,
+}
+
 /// Who may use a VIP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use super::ObjectName;
-use super::l4::{Family, Protocol};
+use super::l4::{Family, IpMode, Protocol};
 
 /// Usual name of the ConfigMap that describes the pools, beside the controller's.
 pub const CONFIG_MAP: &str = "penstock-address-pools";
@@ -85,8 +85,17 @@ pub struct Grant {
     pub refusals: Vec<Refusal>,
 }
 
-/// Addresses that Services have.
-pub type Given = BTreeMap<ObjectName, BTreeSet<IpAddr>>;
+/// What Services have.
+pub type Given = BTreeMap<ObjectName, GivenTo>;
+
+/// What one has, as its status is to say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GivenTo {
+    /// Its addresses; none, where it once had some.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Of all of them.
+    pub mode: IpMode,
+}
 
 /// Why an address is not given.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,7 +17,7 @@ pub fn lost(before: (&Objects, &Arc<Given>), now: (&Objects, &Arc<Given>)) -> Ve
         return Vec::new();
     }
     let of = |name: &ObjectName| {
-        let (had, has) = (before.1.get(name)?, now.1.get(name)?);
+        let (had, has) = (&before.1.get(name)?.addresses, &now.1.get(name)?.addresses);
         let lost: BTreeSet<IpAddr> = had.difference(has).copied().collect();
         let (then, service) = (before.0.services.get(name)?, now.0.services.get(name)?);
         (!lost.is_empty() && wants_alike(&then.object, &service.object))
@@ -59,6 +59,7 @@ fn problem(name: &ObjectName, origin: &str, lost: &BTreeSet<IpAddr>, has: &BTree
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::pool::GivenTo;
     use crate::objects::Sourced;
 
     fn objects(labels: &str, spec: &str) -> Objects {
@@ -71,8 +72,9 @@ mod tests {
     }
 
     fn given(addrs: &[&str]) -> Arc<Given> {
-        let addrs = addrs.iter().map(|addr| addr.parse().expect("an address")).collect();
-        Arc::new(Given::from([(ObjectName::new("shop", "web"), addrs)]))
+        let addresses = addrs.iter().map(|addr| addr.parse().expect("an address")).collect();
+        let given = GivenTo { addresses, ..GivenTo::default() };
+        Arc::new(Given::from([(ObjectName::new("shop", "web"), given)]))
     }
 
     #[test]

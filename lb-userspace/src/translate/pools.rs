@@ -11,8 +11,10 @@ use serde::Deserialize;
 use super::findings::{About, Findings};
 use super::{Options, StreamsBy, config, names, ours, services, vips};
 use crate::model::ObjectName;
-use crate::model::l4::{Family, Protocol};
-use crate::model::pool::{Block, CONFIG_MAP, Claim, Given, Grant, Needs, NotShared, Pool, Refusal, grant};
+use crate::model::l4::{Family, IpMode, Protocol};
+use crate::model::pool::{
+    Block, CONFIG_MAP, Claim, Given, GivenTo, Grant, Needs, NotShared, Pool, Refusal, grant,
+};
 use crate::objects::{self, Key, Kind, Objects, Sourced};
 
 /// Where addresses are asked for; our own name first, then MetalLB's.
@@ -61,10 +63,11 @@ pub(super) struct Allocator {
     missing: Option<ObjectName>,
 }
 
-/// A claim and when its Service was made.
+/// A claim, when its Service was made, and what the status is to say of the addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Dated {
     created: Option<Timestamp>,
+    mode: IpMode,
     claim: Claim,
 }
 
@@ -138,6 +141,8 @@ impl Allocator {
                     None => self.claims.remove(name),
                 };
                 differs |= before != now;
+                let mode = |dated: &Option<Dated>| dated.as_ref().map(|dated| dated.mode);
+                followed.touched.extend((mode(&before) != mode(&now)).then(|| name.clone()));
                 let service = objects.services.get(name);
                 let is_other = if service.is_some_and(|sourced| self.is_left_by(&sourced.object, options)) {
                     self.leavers.insert(name.clone())
@@ -197,8 +202,12 @@ impl Allocator {
     /// What each Service has: nothing, where it once had something. Those that others balance are left out.
     pub(super) fn given(&self) -> Given {
         let given = self.grants.iter().filter(|(_, grant)| !grant.is_of_others());
-        let given = given.map(|(name, grant)| (name.clone(), grant.addresses.keys().copied().collect()));
-        given.chain(self.leavers.iter().map(|name| (name.clone(), BTreeSet::new()))).collect()
+        let given = given.map(|(name, grant)| {
+            let addresses = grant.addresses.keys().copied().collect();
+            let mode = self.claims.get(name).map(|dated| dated.mode).unwrap_or_default();
+            (name.clone(), GivenTo { addresses, mode })
+        });
+        given.chain(self.leavers.iter().map(|name| (name.clone(), GivenTo::default()))).collect()
     }
 }
 
@@ -320,7 +329,8 @@ fn block(text: &str) -> Result<Block, String> {
 
 fn dated(name: &ObjectName, service: &Service, options: &Options) -> Option<Dated> {
     let created = service.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    Some(Dated { created, claim: claim(name, service, options)? })
+    let mode = services::ip_mode(name, service, options);
+    Some(Dated { created, mode, claim: claim(name, service, options)? })
 }
 
 fn claim(name: &ObjectName, service: &Service, options: &Options) -> Option<Claim> {

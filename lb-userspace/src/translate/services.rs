@@ -10,7 +10,6 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::Options;
 use super::endpoints::{self, Slices, State, Use};
 use super::findings::{About, Findings};
 use super::names;
@@ -20,7 +19,8 @@ use super::parts::Claim;
 use super::pools::{self, Allocator};
 use super::streams::{self, Streams};
 use super::vips::Addresses;
-use crate::model::l4::{Family, HealthPort, Listener, Pool, PoolId, Protocol, Punt, Vip, VipAddr};
+use super::{Options, StreamsBy};
+use crate::model::l4::{Family, HealthPort, IpMode, Listener, Pool, PoolId, Protocol, Punt, Vip, VipAddr};
 use crate::model::pool::CONFIG_MAP;
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
@@ -308,6 +308,18 @@ pub(super) fn is_ingress(name: &ObjectName, service: &Service, options: &Options
     CONTROLLER_SERVICES.contains(&name.name.as_str())
         || is_controller(service.spec.as_ref().and_then(|spec| spec.selector.as_ref()))
         || is_controller(service.metadata.labels.as_ref())
+}
+
+/// What the status of a Service is to say of its addresses: what the proxy takes has to come to it as clients sent it.
+pub(super) fn ip_mode(name: &ObjectName, service: &Service, options: &Options) -> IpMode {
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let is_proxied = |port: &ServicePort| {
+        let protocol = endpoints::protocol_of(port.protocol.as_deref());
+        protocol.is_some_and(|protocol| listener_of(port, protocol).is_some())
+    };
+    // Without a kernel part clients get to the proxy by kube-proxy alone.
+    let is_ours = options.streams == StreamsBy::Kernel && is_ingress(name, service, options);
+    if is_ours && (ports.is_empty() || ports.iter().any(is_proxied)) { IpMode::Proxy } else { IpMode::Vip }
 }
 
 /// The service proxy that it is left to, if it is not ours to serve.

@@ -14,6 +14,7 @@ use super::pools::{self, Allocator};
 use crate::model::ObjectName;
 use crate::model::l4::{Access, Family, Prefix};
 use crate::model::pool::{CONFIG_MAP, Grant};
+use crate::objects;
 
 /// `spec.loadBalancerClass` that names us where the flag names no other.
 const OUR_CLASS: &str = "penstock.dev/load-balancer";
@@ -149,10 +150,17 @@ impl Addresses {
         let is_of_others = allocator.of(name).is_some_and(Grant::is_of_others);
         let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
         let ingress = status.and_then(|status| status.ingress.as_ref()).filter(|_| !is_of_others);
+        // With what agents write they tell others to leave addresses alone that are theirs.
+        let wrote = options.writer.as_deref().is_some_and(|writer| objects::wrote(service, writer));
+        let grant = allocator.of(name);
+        let is_own = |addr: &str| {
+            let is_given = |grant: &Grant| addr.parse().is_ok_and(|addr| grant.addresses.contains_key(&addr));
+            wrote || grant.is_some_and(is_given)
+        };
         for (index, ingress) in ingress.into_iter().flatten().enumerate() {
             let field = format!("status.loadBalancer.ingress[{index}].ip");
             match ingress.ip.as_deref() {
-                Some(_) if ingress.ip_mode.as_deref() == Some("Proxy") => {
+                Some(addr) if ingress.ip_mode.as_deref() == Some("Proxy") && !is_own(addr) => {
                     self.left_out = true;
                     about.info(
                         "ip-mode-proxy",
