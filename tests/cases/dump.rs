@@ -45,13 +45,14 @@ fn line(out: &mut String, indent: usize, text: &str) {
 }
 
 fn l4(l4: &L4, out: &mut String) {
-    for (vip, Punt { listener, sources }) in &l4.punts {
+    for (vip, Punt { listener, sources, ip_mode }) in &l4.punts {
         let is_usual = matches!(vip.addr, VipAddr::Node(_))
             && [80, 443].contains(&vip.port)
             && vip.protocol == Protocol::Tcp;
         if !is_usual {
             let from = sources.as_ref().map(ranges).unwrap_or_default();
-            line(out, 0, &format!("punt {vip} to {listener:?}{from}"));
+            let before = if *ip_mode == IpMode::Vip { " behind others" } else { "" };
+            line(out, 0, &format!("punt {vip} to {listener:?}{from}{before}"));
         }
     }
     for (id, pool) in &l4.pools {

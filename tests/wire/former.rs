@@ -27,6 +27,11 @@ const PATIENCE: Duration = Duration::from_millis(50);
 const DOWNLOAD: usize = 32 << 20;
 
 fn cluster() -> Option<Cluster> {
+    cluster_behind(objects::ingress_service(&VIPS.map(|vip| vip.parse().unwrap())))
+}
+
+/// The same behind this ingress Service.
+fn cluster_behind(ingress_service: String) -> Option<Cluster> {
     let web: SocketAddr = "10.1.0.50:8080".parse().unwrap();
     let slice = objects::Slice {
         name: "web",
@@ -37,7 +42,7 @@ fn cluster() -> Option<Cluster> {
         weight: 1,
     };
     let yaml = [
-        objects::ingress_service(&VIPS.map(|vip| vip.parse().unwrap())),
+        ingress_service,
         objects::service("web", 8080),
         slice.yaml(),
         objects::ingress("web", "web.example.com", "web", None),
@@ -175,6 +180,43 @@ fn connections_to_the_proxy_go_on_when_their_vip_moves_away_and_back() {
     for vip in VIPS {
         assert_eq!(former(&cluster.nodes[1], vip).as_deref(), Some("n1"), "{}", cluster.logs());
         Connection::open(&cluster, vip);
+    }
+}
+
+/// kube-proxy sends connections to the address of a Service to an endpoint, on every node: no socket has that address.
+#[test]
+fn new_connections_are_served_where_others_translate_the_address_of_the_proxy() {
+    let service = objects::ingress_service(&VIPS.map(|vip| vip.parse().unwrap()));
+    let Some(mut cluster) = cluster_behind(service.replace("- ip:", "- ipMode: VIP\n      ip:")) else {
+        return;
+    };
+    for node in &cluster.nodes {
+        for ((family, vip), addr) in ["ip", "ip6"].iter().zip(VIPS).zip(nodes::node_addr(node.number)) {
+            node.host.run(&format!("nft add table {family} kube")).unwrap();
+            let chain = "'{ type nat hook prerouting priority dstnat; }'";
+            node.host.run(&format!("nft add chain {family} kube services {chain}")).unwrap();
+            let to = SocketAddr::new(addr, 80);
+            let rule = format!("{family} daddr {vip} tcp dport 80 dnat to {to}");
+            node.host.run(&format!("nft add rule {family} kube services '{rule}'")).unwrap();
+        }
+    }
+    moved_to(&cluster, "n2");
+    let served = |cluster: &Cluster| VIPS.iter().for_each(|vip| drop(Connection::open(cluster, vip)));
+    served(&cluster);
+    let leaving = cluster.nodes[1].agent.pid();
+
+    cluster.nodes[1].host.run(&format!("kill -TERM {leaving}")).unwrap();
+    moved_to(&cluster, "n1");
+    served(&cluster);
+    let ended = eventually(DEADLINE, || (!cluster.lab.is_running(leaving)).then_some(()));
+    assert!(ended.is_some(), "{}", cluster.logs());
+    cluster.start_again(2, &FLAGS).unwrap();
+    moved_to(&cluster, "n2");
+    served(&cluster);
+
+    for (number, node) in (1..).zip(&cluster.nodes) {
+        assert_eq!(VIPS.map(|vip| former(node, vip)), [None, None], "{}", cluster.logs());
+        assert_eq!(cluster.verdict(number, "forwarded-former"), 0, "{}", cluster.logs());
     }
 }
 

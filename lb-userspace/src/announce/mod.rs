@@ -266,6 +266,7 @@ impl Speaker {
                 let desired = self.desired.borrow_and_update();
                 offers = desired.offers();
                 segment.knows(&desired.nodes);
+                segment.keep_to_us(desired.shortcuts());
                 wishes = true;
             }
             if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {

@@ -82,6 +82,8 @@ pub(super) struct Segment {
     /// Addresses of the other nodes.
     nodes: Arc<BTreeMap<String, BTreeSet<IpAddr>>>,
     holders: BTreeMap<IpAddr, Option<String>>,
+    /// Addresses of which a connection that no socket of ours has may be ours all the same.
+    shortcuts: BTreeSet<IpAddr>,
     /// Who held what we hold.
     formers: Formers,
     /// What we hold, and when it is told next.
@@ -154,6 +156,7 @@ impl Segment {
             owned: BTreeSet::new(),
             nodes: Arc::default(),
             holders: BTreeMap::new(),
+            shortcuts: BTreeSet::new(),
             formers: Formers::new(drain),
             plans: BTreeMap::new(),
             allowance: a_second(ANSWERS, now),
@@ -185,6 +188,12 @@ impl Segment {
     /// The other nodes have these addresses.
     pub(super) fn knows(&mut self, nodes: &Arc<BTreeMap<String, BTreeSet<IpAddr>>>) {
         self.nodes = Arc::clone(nodes);
+    }
+
+    /// Of these addresses nothing is handed on: nobody could tell what is of none of our connections.
+    pub(super) fn keep_to_us(&mut self, shortcuts: BTreeSet<IpAddr>) {
+        self.is_news |= shortcuts != self.shortcuts;
+        self.shortcuts = shortcuts;
     }
 
     /// A frame came; perhaps there is an answer.
@@ -432,6 +441,8 @@ impl Segment {
         let ours = self.listens.is_none().then(|| self.own.clone());
         let mut members: Vec<String> = self.members.keys().cloned().chain(ours).collect();
         members.sort();
+        let mut formers = self.formers.known();
+        formers.retain(|vip, _| !self.shortcuts.contains(vip));
         Announced {
             interface: interface.to_owned(),
             own: self.own.clone(),
@@ -440,7 +451,7 @@ impl Segment {
             holders: self.holders.clone(),
             mac: self.mac,
             agents: self.members.values().map(|member| member.mac).chain(self.formers.macs()).collect(),
-            formers: self.formers.known(),
+            formers,
         }
     }
 

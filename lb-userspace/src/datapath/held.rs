@@ -102,7 +102,9 @@ pub(super) fn backend(line: &lb_common::Backend, mode: crate::model::l4::Forward
 mod tests {
     use super::*;
     use crate::model::ObjectName;
-    use crate::model::l4::{Access, At, BackendState, Family, ForwardingMode, Listener, Protocol, Weight};
+    use crate::model::l4::{
+        Access, At, BackendState, Family, ForwardingMode, IpMode, Listener, Protocol, Weight,
+    };
 
     fn vip(addr: &str, port: u16) -> Vip {
         Vip { addr: VipAddr::Ip(addr.parse().expect("address")), port, protocol: Protocol::Tcp }
@@ -126,6 +128,7 @@ mod tests {
     fn what_is_held_stands_beside_the_wish_and_gives_way_to_it() {
         let (web, db) = (vip("203.0.113.1", 80), vip("203.0.113.2", 80));
         let node = vip("10.0.0.1", 8080);
+        let punt = Punt { listener: Listener::Https, sources: None, ip_mode: IpMode::Proxy };
         let held = Held {
             pools: [
                 pool("adopted 1", &[web, db], &["10.0.0.7:80"]),
@@ -133,7 +136,7 @@ mod tests {
                 pool("web", &[], &["10.0.0.9:80", "10.0.0.10:80"]),
             ]
             .into(),
-            punts: [(vip("203.0.113.3", 443), Punt { listener: Listener::Https, sources: None })].into(),
+            punts: [(vip("203.0.113.3", 443), punt)].into(),
         };
         let of_nodes = Vip { addr: VipAddr::Node(Family::V4), ..node };
         let wish = L4 {

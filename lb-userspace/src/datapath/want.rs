@@ -317,7 +317,7 @@ pub fn shadowed(want: &Want, (first, last): (u16, u16), tunnel_port: u16) -> Vec
 mod tests {
     use super::*;
     use crate::model::ObjectName;
-    use crate::model::l4::{Access, BackendState, Family, Punt, Vip, VipAddr, Weight};
+    use crate::model::l4::{Access, BackendState, Family, IpMode, Punt, Vip, VipAddr, Weight};
 
     #[test]
     fn a_vip_that_a_port_of_ours_shadows_is_a_problem_on_the_hosts_addresses_only() {
@@ -362,7 +362,7 @@ mod tests {
             protocol,
             family,
         };
-        let own = Punt { listener: Listener::Http, sources: None };
+        let own = Punt { listener: Listener::Http, sources: None, ip_mode: IpMode::Proxy };
         let l4 = L4 {
             punts: [(vip(VipAddr::Node(family), 80), own)].into(),
             pools: [

@@ -57,6 +57,17 @@ impl L4 {
         offers.retain(|addr, _| !self.taken.contains(addr));
         offers
     }
+
+    /// Addresses of the proxy where its connections may belong to other sockets than those they are made to, of this
+    /// node or another.
+    pub fn shortcuts(&self) -> BTreeSet<IpAddr> {
+        let shared = self.punts.iter().filter(|(_, punt)| punt.ip_mode == IpMode::Vip);
+        let addr = |(vip, _): (&Vip, &Punt)| match vip.addr {
+            VipAddr::Ip(addr) => Some(addr),
+            VipAddr::Node(_) => None,
+        };
+        shared.filter_map(addr).collect()
+    }
 }
 
 /// What is asked at a `healthCheckNodePort`.
@@ -111,6 +122,8 @@ pub struct Punt {
     pub listener: Listener,
     /// Who may use it; `None`: everybody, empty: nobody.
     pub sources: Option<BTreeSet<Prefix>>,
+    /// Whether the nodes' service proxy may take its packets before the proxy does, where it has an address of its own.
+    pub ip_mode: IpMode,
 }
 
 /// Whether nodes may have a say in what is for an address of a Service (`ipMode`).
@@ -522,6 +535,7 @@ mod tests {
             let id = PoolId { service, port: 80, protocol: Protocol::Tcp, family: Family::V4 };
             (id, Pool { vips: BTreeMap::from([(vip(n), Access::Open)]), backends, empty, ..Pool::default() })
         };
+        let punt = |ip_mode| Punt { listener: Listener::Http, sources: None, ip_mode };
         let draining = Backend { state: BackendState::Draining, ..backend };
         let mut l4 = L4 {
             pools: Shared::from([
@@ -531,11 +545,8 @@ mod tests {
                 pool(4, OnEmpty::Reject, &[backend]),
             ]),
             punts: BTreeMap::from([
-                (vip(5), Punt { listener: Listener::Http, sources: None }),
-                (
-                    Vip { addr: VipAddr::Node(Family::V4), ..vip(0) },
-                    Punt { listener: Listener::Http, sources: None },
-                ),
+                (vip(5), punt(IpMode::Proxy)),
+                (Vip { addr: VipAddr::Node(Family::V4), ..vip(0) }, punt(IpMode::Vip)),
             ]),
             taken: BTreeSet::from([IpAddr::from([203, 0, 113, 4])]),
             ..L4::default()
@@ -545,5 +556,8 @@ mod tests {
         assert_eq!(offered(&l4), [true, false, true, true]);
         l4.excluded = true;
         assert_eq!(offered(&l4), [false; 4]);
+        assert_eq!(l4.shortcuts(), BTreeSet::new());
+        l4.punts.insert(Vip { port: 443, ..vip(5) }, punt(IpMode::Vip));
+        assert_eq!(l4.shortcuts(), BTreeSet::from([IpAddr::from([203, 0, 113, 5])]));
     }
 }

@@ -386,7 +386,8 @@ pub(super) fn held(service: &Service) -> impl Iterator<Item = IpAddr> {
     given(service).filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
 }
 
-fn given(service: &Service) -> impl Iterator<Item = &LoadBalancerIngress> {
+/// What its status says it has.
+pub(super) fn given(service: &Service) -> impl Iterator<Item = &LoadBalancerIngress> {
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     status.and_then(|status| status.ingress.as_ref()).into_iter().flatten()
 }

@@ -68,7 +68,7 @@ pub(super) fn own_punts(options: &Options) -> BTreeMap<Vip, Punt> {
         let https = options.https_ports.iter().map(|port| (*port, Listener::Https));
         for (port, listener) in http.chain(https) {
             let vip = Vip { addr: VipAddr::Node(family), port, protocol: Protocol::Tcp };
-            punts.insert(vip, Punt { listener, sources: None });
+            punts.insert(vip, Punt { listener, sources: None, ip_mode: IpMode::Proxy });
         }
     }
     punts
@@ -325,6 +325,11 @@ pub(super) fn ip_mode(name: &ObjectName, service: &Service, options: &Options) -
 /// The service proxy that it is left to, if it is not ours to serve.
 pub(super) fn other_proxy(service: &Service) -> Option<&str> {
     label(service, SERVICE_PROXY_LABEL).filter(|proxy| *proxy != "penstock")
+}
+
+/// It names the service proxy that it is left to, be that us: kube-proxy leaves it alone.
+pub(super) fn names_proxy(service: &Service) -> bool {
+    label(service, SERVICE_PROXY_LABEL).is_some()
 }
 
 fn label<'a>(service: &'a Service, name: &str) -> Option<&'a str> {

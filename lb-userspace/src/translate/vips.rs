@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service, ServiceSpec};
 
 use super::Options;
 use super::endpoints::Slices;
@@ -11,8 +11,9 @@ use super::findings::About;
 use super::names;
 use super::ours;
 use super::pools::{self, Allocator};
+use super::services;
 use crate::model::ObjectName;
-use crate::model::l4::{Access, Family, Prefix};
+use crate::model::l4::{Access, Family, IpMode, Prefix, VipAddr};
 use crate::model::pool::{CONFIG_MAP, Grant};
 use crate::objects;
 
@@ -21,6 +22,9 @@ const OUR_CLASS: &str = "penstock.dev/load-balancer";
 /// Read where `spec.loadBalancerSourceRanges` is empty, as ever.
 const OLD_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
+/// `ipMode` of addresses that nodes leave alone.
+const PROXY: &str = "Proxy";
+
 /// Addresses that clients may use.
 #[derive(Default)]
 pub(super) struct Addresses {
@@ -28,6 +32,8 @@ pub(super) struct Addresses {
     /// Blocks of either family that may use the restricted ones.
     ranges: BTreeSet<Prefix>,
     ranges_field: String,
+    /// Those that the nodes' service proxy sends to endpoints of the Service, as far as the API server tells it so.
+    shortcuts: BTreeSet<IpAddr>,
     /// There would be more, but for a reason that was told.
     pub left_out: bool,
 }
@@ -49,7 +55,7 @@ impl Addresses {
         options: &Options,
         about: &mut About<'_>,
     ) -> Self {
-        let mut addresses = Self::default();
+        let mut addresses = Self { shortcuts: shortcuts(service, spec, options), ..Self::default() };
         for (field, text) in addresses.external(spec, options, about) {
             addresses.add(field, text, Access::Open, about);
         }
@@ -160,7 +166,7 @@ impl Addresses {
         for (index, ingress) in ingress.into_iter().flatten().enumerate() {
             let field = format!("status.loadBalancer.ingress[{index}].ip");
             match ingress.ip.as_deref() {
-                Some(addr) if ingress.ip_mode.as_deref() == Some("Proxy") && !is_own(addr) => {
+                Some(addr) if ingress.ip_mode.as_deref() == Some(PROXY) && !is_own(addr) => {
                     self.left_out = true;
                     about.info(
                         "ip-mode-proxy",
@@ -220,6 +226,14 @@ impl Addresses {
 
     pub(super) fn is_empty(&self) -> bool {
         self.by_addr.is_empty()
+    }
+
+    /// Whether the nodes' service proxy may take packets to it. Nobody asks for addresses of nodes.
+    pub(super) fn ip_mode(&self, addr: VipAddr) -> IpMode {
+        match addr {
+            VipAddr::Ip(addr) if self.shortcuts.contains(&addr) => IpMode::Vip,
+            VipAddr::Ip(_) | VipAddr::Node(_) => IpMode::Proxy,
+        }
     }
 
     /// Blocks of one family that may use its restricted addresses.
@@ -290,6 +304,22 @@ fn ungiven(service: &Service) -> impl Iterator<Item = String> {
     let given: BTreeSet<IpAddr> = pools::held(service).collect();
     let is_given = move |addr: &str| addr.parse().is_ok_and(|addr| given.contains(&addr));
     pools::requested(service).filter(move |(_, addr)| !is_given(addr)).map(|(field, _)| field)
+}
+
+/// Addresses that kube-proxy translates on every node. It leaves alone what names a service proxy, and of what is read from
+/// files it knows nothing, unless a mode shows that an API server had it.
+fn shortcuts(service: &Service, spec: &ServiceSpec, options: &Options) -> BTreeSet<IpAddr> {
+    if services::names_proxy(service) {
+        return BTreeSet::new();
+    }
+    let is_known = options.writer.is_some();
+    let is_shared = |entry: &&LoadBalancerIngress| match entry.ip_mode.as_deref() {
+        Some(mode) => mode != PROXY,
+        None => is_known,
+    };
+    let given = pools::given(service).filter(is_shared).filter_map(|entry| entry.ip.as_deref());
+    let external = spec.external_ips.iter().flatten().filter(|_| is_known).map(String::as_str);
+    given.chain(external).filter_map(|addr| addr.parse().ok()).collect()
 }
 
 /// Whether the Service's addresses are ours to serve.

@@ -309,6 +309,29 @@ fn a_former_holder_that_falls_silent_is_forgotten_and_one_whose_hardware_address
 }
 
 #[test]
+fn nothing_is_handed_on_of_addresses_whose_connections_others_may_take_before_the_proxy() {
+    let mut link = Link::new();
+    link.come("b", Coming::Anew);
+    link.pass(Duration::from_secs(3));
+    link.come("a", Coming::Anew);
+    link.pass(Duration::from_secs(3));
+    let all = link.formers("a");
+    let shared = *all.keys().next().expect("one that moved");
+    let expected: BTreeMap<_, _> = all.clone().into_iter().filter(|(vip, _)| *vip != shared).collect();
+
+    for (shortcuts, expected) in [(BTreeSet::from([shared]), expected), (BTreeSet::new(), all)] {
+        let agent = link.agents.get_mut("a").expect("an agent");
+        agent.is_news = false;
+        agent.keep_to_us(shortcuts.clone());
+        assert!(agent.is_news, "the kernel part is told so");
+        agent.is_news = false;
+        agent.keep_to_us(shortcuts);
+        assert!(!agent.is_news);
+        assert_eq!(link.formers("a"), expected);
+    }
+}
+
+#[test]
 fn an_address_that_moves_on_has_the_newest_former_holder() {
     let mut link = Link::new();
     link.come("a", Coming::Anew);

@@ -25,7 +25,8 @@ use crate::datapath::regions::Regions;
 use crate::datapath::want::{self, Place, Target, Want};
 use crate::model::ObjectName;
 use crate::model::l4::{
-    Access, Affinity, Family, FlowMemory, Listener, OnEmpty, PoolId, Prefix, Protocol, Punt, Vip, VipAddr,
+    Access, Affinity, Family, FlowMemory, IpMode, Listener, OnEmpty, PoolId, Prefix, Protocol, Punt, Vip,
+    VipAddr,
 };
 
 impl Book {
@@ -94,7 +95,9 @@ impl Book {
             let record = self.records.get(&(place, None)).map(|(_, record)| record);
             let listener = if entry.is_https() { Listener::Https } else { Listener::Http };
             let sources = record.and_then(|record| self.sources(record)).cloned();
-            held.punts.insert(vip(place), Punt { listener, sources });
+            // Only who announces asks for it, and by the wish.
+            let ip_mode = IpMode::default();
+            held.punts.insert(vip(place), Punt { listener, sources, ip_mode });
         }
         held
     }

@@ -145,7 +145,7 @@ impl Join {
         want.peers = if l4.tunnel.iter().any(is_own) { l4.peers.clone() } else { BTreeSet::new() };
 
         let (mut vips, mut ranges) = (BTreeMap::new(), BTreeMap::new());
-        for (vip, Punt { listener, sources }) in &l4.punts {
+        for (vip, Punt { listener, sources, ip_mode: _ }) in &l4.punts {
             for place in places(vip, network) {
                 vips.insert(place, Target::Punt(*listener));
                 ranges.extend(sources.clone().map(|sources| (place, sources)));

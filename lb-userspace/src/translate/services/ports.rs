@@ -109,7 +109,8 @@ impl Ports<'_> {
         for (vip, Address { field, access }) in self.vips(port, family) {
             if claims.take(vip, &self.owner, &field, about) {
                 let sources = (access == Access::Restricted).then(|| self.addresses.ranges(family));
-                claims.output.punts.insert(vip, Punt { listener, sources });
+                let ip_mode = self.addresses.ip_mode(vip.addr);
+                claims.output.punts.insert(vip, Punt { listener, sources, ip_mode });
             }
         }
     }
