@@ -59,7 +59,8 @@ pub(super) async fn start(
     announcer.send_back_by(datapath);
     let formers = Arc::clone(&announcer.formers);
     let ahead: announce::Ahead = Arc::new(move |now| follow(&formers, now));
-    let handle = announce::start(&options, &desired.l4.subscribe(), &ahead).map_err(StartError::Runtime)?;
+    let (wished, in_force) = (desired.l4.subscribe(), desired.in_force.subscribe());
+    let handle = announce::start(&options, &wished, &in_force, &ahead).map_err(StartError::Runtime)?;
     announcer.handle = Some(handle);
     Ok(announcer)
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::metrics::Failures;
-use crate::model::l4::L4;
+use crate::model::l4::{InForce, L4};
 use crate::model::l7::L7;
 use crate::model::pool::Given;
 use crate::model::{Names, Problem, Problems, Severity, Snapshot};
@@ -20,6 +20,8 @@ use crate::translate::{self, Translated, Translator};
 pub(super) struct Desired {
     translator: Arc<Mutex<Translator>>,
     pub(super) l4: watch::Sender<Arc<L4>>,
+    /// What the kernel part has of `l4`; nothing without one.
+    pub(super) in_force: watch::Sender<Arc<InForce>>,
     pub(super) l7: watch::Sender<Arc<L7>>,
     pub(super) state: watch::Sender<Arc<State>>,
     pub(super) failures: Arc<Failures>,
@@ -55,6 +57,7 @@ impl Desired {
         Self {
             translator: Arc::new(Mutex::new(translator)),
             l4: watch::Sender::new(Arc::clone(&state.snapshot.l4)),
+            in_force: watch::Sender::default(),
             l7: watch::Sender::new(Arc::clone(&state.snapshot.l7)),
             state: watch::Sender::new(Arc::new(state)),
             failures: Arc::default(),

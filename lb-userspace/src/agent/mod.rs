@@ -442,7 +442,7 @@ async fn start_datapath(
             OnExit::Detach => datapath::OnExit::Detach,
         },
     };
-    let datapath = datapath::spawn(options, desired.l4.subscribe()).await?;
+    let datapath = datapath::spawn(options, desired.l4.subscribe(), desired.in_force.clone()).await?;
     if let Err(error) = datapath.set_listeners(listeners) {
         datapath.shutdown().await;
         return Err(error.into());

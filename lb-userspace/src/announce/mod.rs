@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::model::announce::Announced;
-use crate::model::l4::L4;
+use crate::model::l4::{InForce, L4};
 use crate::model::report::{Metric, MetricKind, Sample};
 
 pub use fuzz::fuzz;
@@ -80,8 +80,13 @@ struct Counts {
     unanswered: AtomicU64,
 }
 
-/// Begins to announce what is desired.
-pub fn start(options: &Options, desired: &watch::Receiver<Arc<L4>>, ahead: &Ahead) -> io::Result<Handle> {
+/// Begins to announce what is desired, as far as the kernel has it.
+pub fn start(
+    options: &Options,
+    desired: &watch::Receiver<Arc<L4>>,
+    in_force: &watch::Receiver<Arc<InForce>>,
+    ahead: &Ahead,
+) -> io::Result<Handle> {
     let end = watch::Sender::new(None);
     let (mut links, mut threads) = (Vec::new(), Vec::new());
     for interface in &options.interfaces {
@@ -94,6 +99,7 @@ pub fn start(options: &Options, desired: &watch::Receiver<Arc<L4>>, ahead: &Ahea
             interface: interface.clone(),
             options: options.clone(),
             desired: desired.clone(),
+            in_force: in_force.clone(),
             end: end.subscribe(),
             told,
             ahead: Arc::clone(ahead),
@@ -185,6 +191,7 @@ struct Speaker {
     interface: String,
     options: Options,
     desired: watch::Receiver<Arc<L4>>,
+    in_force: watch::Receiver<Arc<InForce>>,
     end: watch::Receiver<Option<End>>,
     told: watch::Sender<Arc<Announced>>,
     ahead: Ahead,
@@ -262,9 +269,10 @@ impl Speaker {
             let mut answers = Vec::new();
             link.receive(TICK, |frame| answers.extend(segment.heard(frame, Instant::now())))?;
             let mut wishes = false;
-            if self.desired.has_changed().is_ok_and(|changed| changed) {
+            let is_news = self.desired.has_changed().is_ok_and(|changed| changed);
+            if is_news || self.in_force.has_changed().is_ok_and(|changed| changed) {
                 let desired = self.desired.borrow_and_update();
-                offers = desired.offers();
+                offers = self.in_force.borrow_and_update().offers(&desired);
                 segment.knows(&desired.nodes);
                 segment.keep_to_us(desired.shortcuts());
                 wishes = true;

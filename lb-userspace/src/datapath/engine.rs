@@ -206,6 +206,11 @@ impl Engine {
         problems
     }
 
+    /// Addresses of VIPs that found no room.
+    pub fn left_out(&self) -> BTreeSet<IpAddr> {
+        self.book.left_out()
+    }
+
     /// Gives the backends at these addresses another way: their lines are written and nothing else.
     pub fn reroute(&mut self, ways: &BTreeMap<IpAddr, Way>) {
         let mut moved = Vec::new();

@@ -48,7 +48,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::model::Problem;
 use crate::model::capture::Filter;
-use crate::model::l4::{FiveTuple, L4, Listener};
+use crate::model::l4::{FiveTuple, InForce, L4, Listener};
 use crate::model::report::{Explanation, Metric};
 
 pub use detach::{Detached, detach};
@@ -176,10 +176,14 @@ enum Stop {
     LetGo,
 }
 
-/// Loads the programs, attaches them and follows `desired` until [`Handle::shutdown`]. Needs a
-/// tokio runtime.
-pub async fn spawn(options: Options, desired: watch::Receiver<Arc<L4>>) -> Result<Handle, Error> {
-    let (shared, worker) = worker::start(options, desired).await?;
+/// Loads the programs, attaches them and follows `desired` until [`Handle::shutdown`]; tells what is `in_force` then. Needs
+/// a tokio runtime.
+pub async fn spawn(
+    options: Options,
+    desired: watch::Receiver<Arc<L4>>,
+    in_force: watch::Sender<Arc<InForce>>,
+) -> Result<Handle, Error> {
+    let (shared, worker) = worker::start(options, desired, in_force).await?;
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(worker.run(stopped));
     Ok(Handle { shared, stop: std::sync::Mutex::new(Some((stop, task))) })

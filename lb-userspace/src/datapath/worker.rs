@@ -33,7 +33,7 @@ use super::problems::{not_adopted, not_installed, not_pinned, not_taken_over};
 use super::want::{self, Destinations, Join, Owner, Target};
 use super::{Attach, Error, OnExit, Options, Stop};
 use crate::model::Problem;
-use crate::model::l4::L4;
+use crate::model::l4::{InForce, L4};
 use background::Background;
 pub use shared::Shared;
 use told::tell_new;
@@ -66,6 +66,8 @@ pub struct Worker {
     shared: Arc<Shared>,
     netlink: Netlink,
     desired: watch::Receiver<Arc<L4>>,
+    /// Who sends packets here hears by that when it may.
+    in_force: watch::Sender<Arc<InForce>>,
     /// The desired state that is installed: as it was wished, and as it became.
     installed: Option<(Arc<L4>, Arc<L4>)>,
     /// It has to be applied once more: some of it found no memory, which is free now.
@@ -103,6 +105,7 @@ pub struct Worker {
 pub async fn start(
     options: Options,
     desired: watch::Receiver<Arc<L4>>,
+    in_force: watch::Sender<Arc<InForce>>,
 ) -> Result<(Arc<Shared>, Worker), Error> {
     let Options {
         interfaces,
@@ -170,6 +173,7 @@ pub async fn start(
         shared: Arc::clone(&shared),
         netlink,
         desired,
+        in_force,
         installed: None,
         once_more: false,
         destinations: Destinations::default(),
@@ -381,7 +385,11 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let applied = tokio::task::spawn_blocking(move || shared.engine().apply(want)).await;
         match applied {
-            Ok(unplanned) => problems.extend(unplanned),
+            Ok(unplanned) => {
+                problems.extend(unplanned);
+                let left_out = self.shared.engine().left_out();
+                self.in_force.send_replace(Arc::new(InForce { l4: Arc::clone(&l4), left_out }));
+            }
             // A panic in a pure plan: a defect of ours, which must not look like success.
             Err(error) => {
                 tracing::error!(%error, "the change was not installed; please report this");

@@ -70,6 +70,27 @@ impl L4 {
     }
 }
 
+/// What the kernel has of a desired state.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InForce {
+    /// That state, which an older one than the newest may be.
+    pub l4: Arc<L4>,
+    /// Addresses that found no room.
+    pub left_out: BTreeSet<IpAddr>,
+}
+
+impl InForce {
+    /// What can be offered of a newer state: nobody sends packets to who does not know yet, or not any more, what to do
+    /// with them.
+    pub fn offers(&self, newest: &L4) -> BTreeMap<IpAddr, bool> {
+        let (mut offers, known) = (newest.offers(), self.l4.offers());
+        for (addr, can) in &mut offers {
+            *can &= known.get(addr) == Some(&true) && !self.left_out.contains(addr);
+        }
+        offers
+    }
+}
+
 /// What is asked at a `healthCheckNodePort`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthPort {
@@ -554,6 +575,21 @@ mod tests {
         let offered = |l4: &L4| l4.offers().into_values().collect::<Vec<_>>();
 
         assert_eq!(offered(&l4), [true, false, true, true]);
+        let in_force = |l4: &L4, left_out: &[u8]| {
+            let left_out = left_out.iter().map(|n| IpAddr::from([203, 0, 113, *n])).collect();
+            InForce { l4: Arc::new(l4.clone()), left_out }
+        };
+        let known = |known: &InForce| known.offers(&l4).into_values().collect::<Vec<_>>();
+        assert_eq!(known(&InForce::default()), [false; 4], "nothing is in force yet");
+        assert_eq!(known(&in_force(&l4, &[3])), [true, false, false, true]);
+        let mut older = l4.clone();
+        older.punts.clear();
+        older.pools = Shared::from([
+            pool(1, OnEmpty::Drop, &[]),
+            pool(2, OnEmpty::Drop, &[backend]),
+            pool(9, OnEmpty::Reject, &[]),
+        ]);
+        assert_eq!(known(&in_force(&older, &[])), [false; 4], "what the newest cannot serve goes at once");
         l4.excluded = true;
         assert_eq!(offered(&l4), [false; 4]);
         assert_eq!(l4.shortcuts(), BTreeSet::new());

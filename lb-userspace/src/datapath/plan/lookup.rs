@@ -86,6 +86,15 @@ impl Book {
         true
     }
 
+    /// Addresses of VIPs that packets do not find, because there was no room for them.
+    pub fn left_out(&self) -> BTreeSet<IpAddr> {
+        let is_out = |addr: &IpAddr| {
+            !self.addr_ids.contains_key(addr) || self.crowd.addrs.contains(&Addr::from(*addr))
+        };
+        let vips = self.planned.addrs.iter().filter(|(_, owner)| **owner == Owner::Vip);
+        vips.map(|(addr, _)| *addr).filter(is_out).collect()
+    }
+
     /// Addresses and keys of VIPs that packets find now.
     fn in_force(&self) -> (BTreeSet<Addr>, BTreeSet<u64>) {
         let (addrs, vips) = self.lookup.as_ref().map_or((&[][..], &[][..]), |(addrs, vips)| (addrs, vips));
