@@ -7,7 +7,9 @@ use tracing::warn;
 
 use super::StartError;
 use super::desired::Desired;
+use super::trouble;
 use crate::config::{Config, DatapathMode};
+use crate::model::Problem;
 use crate::model::announce::Announced;
 use crate::model::report::{Metric, Step};
 use crate::{announce, datapath};
@@ -85,6 +87,11 @@ impl Announcer {
         self.handle.as_ref().map(announce::Handle::announced).unwrap_or_default()
     }
 
+    /// What others on the links do that they should not.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        self.announced().iter().flat_map(|link| trouble::of_rivals(link)).collect()
+    }
+
     /// For `/metrics`.
     pub(super) fn metrics(&self) -> Vec<Metric> {
         self.handle.as_ref().map(announce::Handle::metrics).unwrap_or_default()
@@ -93,7 +100,17 @@ impl Announcer {
     /// How packets for this address come here, for `explain`.
     pub(super) fn step(&self, vip: IpAddr) -> Option<Step> {
         let of = |on: &Arc<Announced>| {
-            let Announced { interface, own, trouble, members, holders, formers, mac: _, agents: _ } = &**on;
+            let Announced {
+                interface,
+                own,
+                trouble,
+                members,
+                holders,
+                formers,
+                mac: _,
+                agents: _,
+                rivals: _,
+            } = &**on;
             Some(match (trouble, holders.get(&vip)?) {
                 (Some(trouble), _) => format!("nothing on {interface} ({trouble})"),
                 (None, Some(holder)) if holder == own => {

@@ -194,6 +194,7 @@ impl LiveAgent {
                 .chain(self.exporter.problem())
                 .chain(self.proxy.log_trouble().map(trouble::of_access_log))
                 .chain(trouble::of_names(&self.l7()))
+                .chain(self.announcer.problems())
                 .chain(reporter.into_iter().flat_map(|reporter| reporter.problems()))
                 .collect(),
         })

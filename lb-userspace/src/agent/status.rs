@@ -307,7 +307,8 @@ impl LeaseStatus {
 
 impl AnnouncedStatus {
     fn new(announced: &Announced) -> Self {
-        let Announced { interface, own: _, trouble, members, holders, formers, mac: _, agents: _ } =
+        // Rivals are problems.
+        let Announced { interface, own: _, trouble, members, holders, formers, mac: _, agents: _, rivals: _ } =
             announced;
         let holder = |(address, by): (&IpAddr, &Option<String>)| Holder {
             address: *address,

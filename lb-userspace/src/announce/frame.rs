@@ -92,6 +92,25 @@ pub(super) fn answerer(frame: &[u8], own: Mac) -> Option<Mac> {
     sender(frame).filter(|_| is_answer && frame.starts_with(&own))
 }
 
+/// An address that somebody says is his, and where he is: whoever sends ARP by it, or advertises it.
+pub(super) fn claim(frame: &[u8]) -> Option<(IpAddr, Mac)> {
+    let (addr, mac) = match u16::from_be_bytes(array(frame, 12)?) {
+        ETHERTYPE_ARP => {
+            let head: [u8; 6] = array(frame, 14)?;
+            (head == ARP_HEAD).then_some(())?;
+            (IpAddr::V4(array::<4>(frame, 28)?.into()), array(frame, 22)?)
+        }
+        ETHERTYPE_IPV6 => {
+            let [next, hops]: [u8; 2] = array(frame, 20)?;
+            let [kind, code]: [u8; 2] = array(frame, 54)?;
+            ((next, hops, kind, code) == (ICMPV6, HOP_LIMIT, ADVERTISEMENT, 0)).then_some(())?;
+            (IpAddr::V6(array::<16>(frame, 62)?.into()), array(frame, 6)?)
+        }
+        _ => return None,
+    };
+    is_single(&mac).then_some((addr, mac))
+}
+
 /// Who sent a frame.
 pub(super) fn sender(frame: &[u8]) -> Option<Mac> {
     array(frame, 6)
@@ -115,6 +134,28 @@ pub(super) fn answer(own: Mac, question: &Question) -> Vec<u8> {
         Question::V6 { mac, asker, target } => {
             advertisement(own, target, mac, asker, Flags { solicited: true })
         }
+    }
+}
+
+/// Asks whether anybody else has an address, as who has none himself, so that nobody notes anything (RFC 5227 2.1.1, RFC
+/// 4862 5.4.2).
+pub(super) fn probe(own: Mac, vip: IpAddr) -> Vec<u8> {
+    match vip {
+        IpAddr::V4(vip) => arp(ARP_REQUEST, own, Ipv4Addr::UNSPECIFIED, BROADCAST, [0; 6], vip),
+        IpAddr::V6(vip) => {
+            let group = solicited_group(vip);
+            let [.., a, b, c, d] = group.octets();
+            let message = [&[SOLICITATION, 0, 0, 0, 0, 0, 0, 0][..], &vip.octets()].concat();
+            icmpv6((own, Ipv6Addr::UNSPECIFIED), ([0x33, 0x33, a, b, c, d], group), message)
+        }
+    }
+}
+
+/// Tells all that an address is ours.
+pub(super) fn announce(own: Mac, vip: IpAddr) -> Vec<Vec<u8>> {
+    match vip {
+        IpAddr::V4(vip) => announce_v4(own, vip).into(),
+        IpAddr::V6(vip) => vec![announce_v6(own, vip)],
     }
 }
 
@@ -258,6 +299,37 @@ mod tests {
     }
 
     #[test]
+    fn whoever_speaks_by_an_address_claims_it() {
+        let [request, reply] = announce_v4(THEIRS, VIP);
+        let asked = arp(ARP_REQUEST, THEIRS, CLIENT, BROADCAST, [0; 6], VIP);
+        for (case, frame, addr) in [
+            ("a gratuitous request", request, VIP.into()),
+            ("a gratuitous reply", reply, VIP.into()),
+            ("a question", asked, CLIENT.into()),
+            ("a probe", probe(THEIRS, VIP.into()), Ipv4Addr::UNSPECIFIED.into()),
+            ("an advertisement", announce_v6(THEIRS, VIP6), VIP6.into()),
+        ] {
+            assert_eq!(claim(&frame), Some((addr, THEIRS)), "{case}");
+        }
+        for asked in [solicitation(CLIENT6), probe(THEIRS, VIP6.into())] {
+            assert_eq!(claim(&asked), None);
+        }
+        assert_eq!(claim(&announce_v4(BROADCAST, VIP)[0]), None);
+    }
+
+    #[test]
+    fn a_probe_is_a_question_of_who_has_no_address() {
+        let (four, six) = (probe(OURS, VIP.into()), probe(OURS, VIP6.into()));
+
+        let expected = Question::V4 { mac: OURS, asker: Ipv4Addr::UNSPECIFIED, target: VIP };
+        assert_eq!((question(&four), &four[..6]), (Some(expected), &BROADCAST[..]));
+        let expected = Question::V6 { mac: OURS, asker: Ipv6Addr::UNSPECIFIED, target: VIP6 };
+        assert_eq!((question(&six), &six[..6]), (Some(expected), &[0x33, 0x33, 0xff, 0x12, 0x34, 0x56][..]));
+        assert_eq!(six.len(), solicitation(CLIENT6).len());
+        assert_eq!(checksum(Ipv6Addr::UNSPECIFIED, solicited_group(VIP6), &six[54..]), 0);
+    }
+
+    #[test]
     fn who_asks_in_the_name_of_all_has_no_answer() {
         for mac in [BROADCAST, [1, 0, 0x5e, 0, 0, 1]] {
             let request = arp(ARP_REQUEST, mac, CLIENT, BROADCAST, [0; 6], VIP);
@@ -342,6 +414,7 @@ mod tests {
             }
             frame.truncate(length);
 
+            let _ = claim(&frame);
             if let Some(asked) = question(&frame) {
                 prop_assert!(frame.len() >= if six { 78 } else { 42 }, "{} bytes", frame.len());
                 let reply = answer(OURS, &asked);

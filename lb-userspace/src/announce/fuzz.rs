@@ -2,12 +2,13 @@
 
 use aws_lc_rs::hmac;
 
-use super::frame::{BROADCAST, HEADER, answer, question};
+use super::frame::{BROADCAST, HEADER, answer, claim, question};
 use super::heartbeat::{Heartbeat, key};
 
 /// Never panics, and a heartbeat is read as what it was written from. Whoever knows the key may write what he likes,
 /// so every frame is signed.
 pub fn fuzz(bytes: &[u8]) {
+    let _ = claim(bytes);
     if let Some(question) = question(bytes) {
         assert!(answer(BROADCAST, &question).len() >= HEADER);
     }

@@ -11,6 +11,7 @@ mod fuzz;
 mod groups;
 mod heartbeat;
 mod link;
+mod rivals;
 mod segment;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +25,7 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::model::announce::Announced;
+use crate::model::announce::{Announced, Rival, mac_text};
 use crate::model::l4::{InForce, L4};
 use crate::model::report::{Metric, MetricKind, Sample};
 
@@ -314,6 +315,19 @@ impl Speaker {
                 if known.members != now.members || !known.held().eq(now.held()) {
                     let (members, held) = (now.members.join(" "), now.held().count());
                     info!(interface = now.interface, members, held, "addresses shared out");
+                }
+                for rival in now.rivals.difference(&known.rivals) {
+                    let (interface, fix) = (&now.interface, "see `penstock status`");
+                    match rival {
+                        Rival::Answers { mac, vip } => {
+                            let mac = mac_text(*mac);
+                            warn!(interface, mac, %vip, fix, "another host answers for a VIP that is held here");
+                        }
+                        Rival::Namesake { mac } => {
+                            let mac = mac_text(*mac);
+                            warn!(interface, mac, fix, "another host announces by the name of this agent");
+                        }
+                    }
                 }
                 *known = Arc::new(now);
             }

@@ -12,6 +12,7 @@ use super::election::{self, Bid};
 use super::formers::Formers;
 use super::frame::{self, Mac, Question};
 use super::heartbeat::{self, Heartbeat};
+use super::rivals::Rivals;
 use crate::allowance::Allowance;
 use crate::model::announce::Announced;
 
@@ -86,6 +87,7 @@ pub(super) struct Segment {
     shortcuts: BTreeSet<IpAddr>,
     /// Who held what we hold.
     formers: Formers,
+    rivals: Rivals,
     /// What we hold, and when it is told next.
     plans: BTreeMap<IpAddr, Plan>,
     allowance: Allowance,
@@ -158,6 +160,7 @@ impl Segment {
             holders: BTreeMap::new(),
             shortcuts: BTreeSet::new(),
             formers: Formers::new(drain),
+            rivals: Rivals::default(),
             plans: BTreeMap::new(),
             allowance: a_second(ANSWERS, now),
             next_again: now,
@@ -198,6 +201,9 @@ impl Segment {
 
     /// A frame came; perhaps there is an answer.
     pub(super) fn heard(&mut self, frame: &[u8], now: Instant) -> Option<Vec<u8>> {
+        if let Some((addr, mac)) = frame::claim(frame) {
+            self.claimed(addr, mac, now);
+        }
         if let Some(question) = frame::question(frame) {
             let target = match question {
                 Question::V4 { target, asker, .. } if asker == target => return None,
@@ -222,8 +228,22 @@ impl Segment {
         let mac = frame::sender(frame)?;
         if heartbeat.name != self.own {
             self.met(heartbeat, mac, now);
+        } else if mac != self.mac && self.is_newer(&heartbeat.name, heartbeat.number, now) {
+            self.is_news |= self.rivals.has_our_name(mac, now);
         }
         None
+    }
+
+    /// Somebody says that an address is his.
+    fn claimed(&mut self, addr: IpAddr, mac: Mac, now: Instant) {
+        if mac == self.mac || !self.plans.contains_key(&addr) || self.is_agent(&mac) {
+            return;
+        }
+        self.is_news |= self.rivals.answers(addr, mac, now);
+    }
+
+    fn is_agent(&self, mac: &Mac) -> bool {
+        self.members.values().map(|member| member.mac).chain(self.formers.macs()).any(|agent| agent == *mac)
     }
 
     fn met(&mut self, heartbeat: Heartbeat, mac: Mac, now: Instant) {
@@ -304,6 +324,7 @@ impl Segment {
             is_heard
         });
         self.is_news |= self.formers.pass(now);
+        self.is_news |= self.rivals.pass(|vip| self.plans.contains_key(vip), now);
         self.numbered.retain(|_, (_, heard)| now.duration_since(*heard) < REMEMBERED);
         let gone = self.members.len() != known;
         let begins = self.listens.is_some_and(|until| now >= until);
@@ -331,10 +352,8 @@ impl Segment {
             self.plans.iter().filter(|(_, plan)| now >= plan.next).map(|(vip, _)| *vip).collect();
         due.truncate(AT_ONCE);
         for vip in due {
-            match vip {
-                IpAddr::V4(vip) => frames.extend(frame::announce_v4(self.mac, vip)),
-                IpAddr::V6(vip) => frames.push(frame::announce_v6(self.mac, vip)),
-            }
+            frames.push(frame::probe(self.mac, vip));
+            frames.extend(frame::announce(self.mac, vip));
             if let Some(plan) = self.plans.get_mut(&vip) {
                 plan.told += 1;
                 plan.next = match (BURST.get(plan.told), BURST.get(plan.told.wrapping_sub(1))) {
@@ -343,6 +362,9 @@ impl Segment {
                 };
             }
         }
+        // Without another question, whose answer would be one more reason to do so.
+        let defended = self.rivals.to_defend(AT_ONCE);
+        frames.extend(defended.into_iter().flat_map(|vip| frame::announce(self.mac, vip)));
         frames
     }
 
@@ -452,6 +474,7 @@ impl Segment {
             mac: self.mac,
             agents: self.members.values().map(|member| member.mac).chain(self.formers.macs()).collect(),
             formers,
+            rivals: self.rivals.known(|mac| self.is_agent(mac)),
         }
     }
 

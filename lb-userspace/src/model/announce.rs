@@ -22,6 +22,25 @@ pub struct Announced {
     pub agents: BTreeSet<[u8; 6]>,
     /// Who held the addresses that we hold, as far as it may have connections to them still.
     pub formers: BTreeMap<IpAddr, Former>,
+    /// Who says there what only we should.
+    pub rivals: BTreeSet<Rival>,
+}
+
+/// A host that is none of the agents, or cannot be told from us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rival {
+    /// It answers for an address that we hold.
+    Answers {
+        /// Its hardware address.
+        mac: [u8; 6],
+        /// The address.
+        vip: IpAddr,
+    },
+    /// It announces by our name.
+    Namesake {
+        /// Its hardware address.
+        mac: [u8; 6],
+    },
 }
 
 /// An agent that held an address.
@@ -31,6 +50,11 @@ pub struct Former {
     pub name: String,
     /// Its hardware address.
     pub mac: [u8; 6],
+}
+
+/// As people write a hardware address.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 impl Announced {

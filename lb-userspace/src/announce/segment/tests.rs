@@ -3,6 +3,8 @@ use std::net::Ipv4Addr;
 use super::*;
 use crate::model::announce::Former;
 
+mod rivals;
+
 /// How long who leaves goes on with its connections.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -88,6 +90,7 @@ impl Link {
         }
         if let Some(Question::V4 { target, asker, .. }) = frame::question(frame)
             && asker.is_unspecified()
+            && !frame.starts_with(&frame::BROADCAST)
         {
             self.asked += 1;
             let host = self.up.iter().find(|name| node(name) == target && frame.starts_with(&mac(name)));
@@ -98,7 +101,8 @@ impl Link {
         }
         for (name, agent) in &mut self.agents {
             if *name != from {
-                assert_eq!(agent.heard(frame, self.now), None, "an announcement is no question");
+                let answer = agent.heard(frame, self.now);
+                assert!(answer.is_none() || is_probe(frame), "an announcement is no question");
             }
         }
     }
@@ -137,6 +141,15 @@ impl Link {
         let answerers = self.answerers();
         assert!(answerers.values().all(|who| who.len() == 1), "{answerers:?}");
         answerers.values().flatten().copied().collect()
+    }
+}
+
+/// Whether a holder asks if anybody else has its address: who thinks so, too, may say it.
+fn is_probe(frame: &[u8]) -> bool {
+    match frame::question(frame) {
+        Some(Question::V4 { asker, .. }) => asker.is_unspecified(),
+        Some(Question::V6 { asker, .. }) => asker.is_unspecified(),
+        None => false,
     }
 }
 
