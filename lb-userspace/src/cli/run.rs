@@ -34,7 +34,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE", env = "PENSTOCK_CONFIG")]
     config: Option<PathBuf>,
     /// Interface for the kernel program, or a start of names and `*`; repeatable [default: those
-    /// with a default route]
+    /// with a default route, and devices towards backends]
     #[arg(long, value_name = "IF", env = "PENSTOCK_INTERFACE", value_delimiter = ',')]
     interface: Vec<String>,
     /// Start although none of the interfaces exists yet

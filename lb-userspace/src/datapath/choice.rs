@@ -1,5 +1,5 @@
 //! Which interfaces the program belongs on: those named, those that a pattern covers, or those
-//! of the default routes. Pure; which exist is not its business.
+//! of the default routes and towards backends. Pure; which exist is not its business.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,14 @@ use super::network::{Interface, Kind};
 pub(super) enum Choice {
     /// Names and patterns.
     Named(Vec<String>),
-    /// The interfaces of default routes; one that was chosen stays while it exists, so that a
-    /// default route that flaps costs no flows.
+    /// The interfaces of default routes, and those by which frames to backends leave: most drivers send redirected frames
+    /// only by a device that has a program itself, and answers to `nat` come in there. One that was chosen stays while it
+    /// exists, so that a route that flaps costs no flows.
     Default(BTreeSet<String>),
 }
 
 impl Choice {
-    /// From the command line: empty means the default routes.
+    /// From the command line: empty leaves it to the routes.
     pub(super) fn new(named: Vec<String>) -> Self {
         if named.is_empty() { Self::Default(BTreeSet::new()) } else { Self::Named(named) }
     }
@@ -36,6 +37,13 @@ impl Choice {
         }
     }
 
+    /// Takes in a device by which frames to backends leave, where the choice is left to us; tells whether it is new. Ends of
+    /// veth pairs are left out: they send without, and on a node they are its pods.
+    pub(super) fn reach_by(&mut self, exit: &Interface) -> bool {
+        let Self::Default(names) = self else { return false };
+        is_sender(exit) && names.insert(exit.name.clone())
+    }
+
     /// Whether it was named without a pattern: that it cannot be used is the operator's error.
     pub(super) fn insists_on(&self, name: &str) -> bool {
         matches!(self, Self::Named(names) if names.iter().any(|named| named == name))
@@ -47,6 +55,11 @@ impl Choice {
         let missing = names.iter().filter(|name| !interfaces.clone().any(|one| matches(name, one)));
         missing.map(String::as_str).collect()
     }
+}
+
+/// A device whose driver may want a program on it to send what a program redirects to it.
+pub(super) fn is_sender(exit: &Interface) -> bool {
+    exit.kind == Kind::Device && exit.has_ethernet()
 }
 
 /// A name ends in `*` or, as iptables writes it, `+` where any rest is meant. A pattern covers devices, not what
@@ -88,6 +101,23 @@ mod tests {
 
             assert_eq!(choice.covers(&interface), covered, "{choice:?} {}", interface.name);
         }
+    }
+
+    #[test]
+    fn devices_towards_backends_are_taken_in_where_none_was_named() {
+        let veth = interface("veth1", Kind::Veth);
+        let [front, back] = ["eth0", "eth1"].map(|name| interface(name, Kind::Device));
+        let mut choice = Choice::new(Vec::new());
+        choice.keep(front.name.clone());
+
+        assert_eq!(
+            [&front, &veth, &back, &back].map(|exit| choice.reach_by(exit)),
+            [false, false, true, false]
+        );
+        assert_eq!([&front, &veth, &back].map(|exit| choice.covers(exit)), [true, false, true]);
+
+        let mut named = Choice::new(vec![front.name.clone()]);
+        assert!(!named.reach_by(&back) && !named.covers(&back));
     }
 
     #[test]

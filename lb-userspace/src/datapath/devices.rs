@@ -21,6 +21,11 @@ pub(super) struct Devices {
 }
 
 impl Devices {
+    /// By which packets leave, those that we are attached to among them.
+    pub(super) fn exits(&self) -> impl Iterator<Item = u32> {
+        self.indices.iter().map(|(_, to)| *to)
+    }
+
     /// Allows what is new in `view`. One that is refused is tried again the next time. `forget`: the kernel knows of an interface by
     /// where it leads, and forgets one that went if that is the same.
     pub(super) fn follow(

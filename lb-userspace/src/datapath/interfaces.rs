@@ -1,10 +1,11 @@
 //! How the program gets onto an interface, and what it knows of it there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::maps;
 use tracing::warn;
 
+use super::choice::is_sender;
 use super::engine::Engine;
 use super::kernel::Attached;
 use super::network::{Interface, Kind};
@@ -64,6 +65,19 @@ pub(super) fn attach(
     Ok(Attached::Generic)
 }
 
+/// Names of the devices that a program in a driver redirects frames to, and that have none themselves: most drop them.
+pub(super) fn unattached_exits<'a>(
+    exits: impl Iterator<Item = u32>,
+    attached: &BTreeMap<u32, (String, Attached)>,
+    all: &'a BTreeMap<u32, Interface>,
+) -> BTreeSet<&'a str> {
+    if attached.values().all(|(_, mode)| *mode == Attached::Generic) {
+        return BTreeSet::new();
+    }
+    let exits = exits.filter(|exit| !attached.contains_key(exit)).filter_map(|exit| all.get(&exit));
+    exits.filter(|exit| is_sender(exit)).map(|exit| exit.name.as_str()).collect()
+}
+
 /// What an operator is to know of a program in the stack. A VLAN interface gets its frames from the device below, whose GRO
 /// has joined them by then.
 fn in_the_stack(interface: &Interface, all: &BTreeMap<u32, Interface>) -> String {
@@ -93,6 +107,27 @@ mod tests {
 
     fn interface(ifindex: u32, name: &str, kind: Kind) -> Interface {
         Interface { kind, ..Interface::device(ifindex, name) }
+    }
+
+    #[test]
+    fn a_device_that_frames_are_redirected_to_wants_the_program_where_a_driver_sends_them() {
+        let all = [
+            interface(1, "eth0", Kind::Device),
+            interface(2, "eth1", Kind::Device),
+            interface(3, "veth0", Kind::Veth),
+        ];
+        let all: BTreeMap<u32, Interface> = all.into_iter().map(|one| (one.ifindex, one)).collect();
+        for (case, attached, wanted) in [
+            ("in the driver", vec![(1, Attached::Native)], vec!["eth1"]),
+            ("in the stack, which sends by any", vec![(1, Attached::Generic)], vec![]),
+            ("on both", vec![(1, Attached::Native), (2, Attached::Native)], vec![]),
+        ] {
+            let attached = attached.into_iter().map(|(one, mode)| (one, (String::new(), mode))).collect();
+
+            let found = unattached_exits([1, 2, 3, 4].into_iter(), &attached, &all);
+
+            assert_eq!(found.into_iter().collect::<Vec<_>>(), wanted, "{case}");
+        }
     }
 
     #[test]

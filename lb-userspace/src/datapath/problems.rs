@@ -34,6 +34,16 @@ pub(super) fn blame_links(problems: &mut [Problem]) {
     causes.for_each(|one| one.severity = Severity::Error);
 }
 
+/// Frames to backends leave by a device without the program.
+pub(super) fn no_program(interface: &str) -> Problem {
+    let message = format!(
+        "packets to backends leave by {interface}, which does not have the program: most drivers drop what is redirected to \
+         them then, though it counts as forwarded"
+    );
+    let fix = format!("name it with --interface {interface}, too");
+    Problem { severity: Severity::Warning, reason: "unattached-interface", fix, ..of_datapath(message) }
+}
+
 /// Who is asked for on an interface, and does not answer; so many are.
 pub(super) fn silent(interface: &str, cost: Cost, addr: IpAddr, count: usize) -> Problem {
     let others = match count.saturating_sub(1) {

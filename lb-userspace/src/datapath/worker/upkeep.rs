@@ -10,7 +10,7 @@ use super::Worker;
 use crate::datapath::Error;
 use crate::datapath::backoff::Backoff;
 use crate::datapath::forwarding;
-use crate::datapath::interfaces::{attach, bond_ports, slot, word};
+use crate::datapath::interfaces::{attach, bond_ports, slot, unattached_exits, word};
 use crate::datapath::kernel::{self, Ended, Seen};
 use crate::datapath::network::Interface;
 use crate::datapath::problems::{
@@ -195,6 +195,8 @@ impl Worker {
             undone.extend(others);
         }
         let view = self.netlink.view();
+        let exits = unattached_exits(self.devices.exits(), &self.attached, &view.interfaces);
+        undone.extend(exits.into_iter().map(problems::no_program));
         let read = |path: &str| std::fs::read_to_string(path).ok();
         undone.extend(forwarding::problems(self.join.local(), &view.network, read));
         let unheard = self.netlink.silent();
