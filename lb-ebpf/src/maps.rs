@@ -186,8 +186,8 @@ pub struct Tables(*mut u64);
 #[derive(Clone, Copy)]
 pub struct Table<const AT: usize, const LINES: u32>(*const u64);
 
-/// The configuration line, and the filter of captures.
-pub type Config = Table<{ at::CONFIG }, 2>;
+/// The configuration line, the filter of captures, and what is known of the past.
+pub type Config = Table<{ at::CONFIG }, 16>;
 /// Two lines whose place is known: a backend's, or the configuration's.
 #[derive(Clone, Copy)]
 pub struct Pair(*const u64);

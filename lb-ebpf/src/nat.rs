@@ -16,7 +16,7 @@ use lb_common::{
     maps::Program,
     nat::{Forward, Reverse, state},
     steer::{Choice, How, Kind, Memory},
-    tunnel::Round,
+    tunnel::{self, Round},
     vip::Rules,
 };
 
@@ -81,11 +81,20 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     // Of a flow that begins here, the entry says already what its first packet showed.
     let mut since = if lease.is_some() { Since::Leased } else { Since::Earlier };
     if let Known::Nobody | Known::Over = found {
-        let choice = match carry.tunnelled.backend {
+        let mode_of = |id| backend::identity(&tables.backends(), id).mode();
+        let mut choice = match carry.tunnelled.backend {
             BackendId(0) => steer::choose(&tables, carry.record_index, &carry.record, carry.hashes, kind),
             chosen => Choice::settled(chosen),
         };
-        let mode = Mode::from_number(backend::identity(&tables.backends(), choice.backend).mode());
+        let here = Mode::Local as u8;
+        if carry.tunnelled != Tunnelled::NOT
+            && mode_of(choice.backend) != here
+            && mode_of(choice.other) == here
+        {
+            // Its sender takes it for one of a backend here.
+            choice = Choice::settled(choice.other);
+        }
+        let mode = Mode::from_number(mode_of(choice.backend));
         if carry.tunnelled != Tunnelled::NOT && !matches!(mode, Some(Mode::Local)) {
             // Whoever sent it takes a backend to be here. To send it on would make circles.
             return Verdict::TunnelStray.into();
@@ -94,7 +103,11 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
             return refuse(ctx, carry, Verdict::NoBackend, 0, carry.record.rules.any(Rules::REJECT));
         }
         let was_over = matches!(found, Known::Over);
-        let (choice, round) = second_chance(&tables, carry, choice, kind);
+        let (choice, round) = if carry.tunnelled == Tunnelled::NOT {
+            tunnel::second_chance(choice, kind, mode_of)
+        } else {
+            (choice, Round::First)
+        };
         // A flow that is translated here is remembered here, so this one began elsewhere, and no other than the former
         // holder knows it: what address and port of ours its backend sees, or, where either has its own backends alone,
         // which backend it has.
@@ -245,20 +258,6 @@ fn way_back(ctx: &XdpContext, carry: &Carry, client: NextHop) -> NextHop {
 #[inline(always)]
 fn martian(tables: &Tables, src: Addr) -> bool {
     src.is_martian() || !AddrEntry::find(&tables.addrs(), config::epoch(&tables.config()), src).is_none()
-}
-
-/// A packet of a flow that began elsewhere, for a backend here that never saw it: the slot's other
-/// owner may know it. A flow that is remembered here does not get here.
-#[inline(always)]
-fn second_chance(tables: &Tables, carry: &Carry, choice: Choice, kind: Kind) -> (Choice, Round) {
-    let Choice { backend, other, .. } = choice;
-    let backends = tables.backends();
-    let elsewhere = backend::identity(&backends, other).mode() == Mode::Tunnel as u8;
-    let here = backend::identity(&backends, backend).mode() == Mode::Local as u8;
-    if other.0 == 0 || !elsewhere || !here || kind == Kind::Syn || carry.tunnelled != Tunnelled::NOT {
-        return (choice, Round::First);
-    }
-    (Choice { backend: other, other: backend, ..choice }, Round::Second)
 }
 
 #[inline(always)]

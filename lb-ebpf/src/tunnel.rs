@@ -2,9 +2,9 @@
 //! and hands it to `nat`, as if the client's packet had come by itself.
 //!
 //! The packet names the backend that its sender chose, and the slot's other owner. A flow that
-//! nobody here knows, and that did not begin just now, is the other owner's more likely than not:
-//! it gets it as a second chance. If it does not know the flow either, the packet comes back and
-//! stays. Only a packet's round decides whether it may be sent on, so none runs in circles.
+//! nobody here knows, and that did not begin just now, is more likely than not the other owner's, or
+//! that of an owner of whom the tables here alone tell: it gets it as a second chance (lb-common, `tunnel`).
+//! If nobody knows the flow, the packet stays. Its round grows each time, so none runs in circles.
 
 use core::hint::cold_path;
 
@@ -14,7 +14,7 @@ use lb_common::{
     flows::Noted,
     maps::Program,
     steer::{Choice, How, Kind, Memory},
-    tunnel::{self, Head, Round},
+    tunnel::{self, Head, Onward, Question, Round},
 };
 
 use crate::{
@@ -143,32 +143,38 @@ fn deliver<F: Family>(
         // Or of a VIP that is not known here, whose port another Service has on our address.
         return Err(Verdict::TunnelStray);
     }
-    let is_here = backend::identity(&backends, chosen).mode() == Mode::Local as u8;
+    let mode = |id| backend::identity(&backends, id).mode();
+    let is_here = mode(chosen) == Mode::Local as u8;
     let key = config::hash_key(&tables.config());
     let hash = F::hash(&flow, key);
+    let hashes = steer::hashes(&flow, hash, record.rules, key);
     let kind = kind(proto, transport.flags);
+    let round = opened.head.round();
 
-    let round = match opened.head.round() {
-        Round::First => Round::Second,
-        Round::Second | Round::Last => Round::Last,
-    };
-    if opened.other != 0
-        && opened.head.round() < Round::Last
-        && kind != Kind::Syn
-        && !nat::is_known(hash, &flow, &backends)
-    {
-        let other = maps::tagged(pool, opened.other);
-        if backend::identity(&backends, other).mode() == Mode::Tunnel as u8 {
-            let other_of = if let Round::Second = round { chosen } else { BackendId(0) };
-            let choice = Choice { backend: other, other: other_of, how: How::Kept, noted: Noted::NOTHING };
-            let sent =
-                forward::sent_on::<F>(ctx, &packet, &head, tables, addr, &choice, hash, F::PLAIN, round);
-            return sent.map_err(|(verdict, _)| verdict);
+    let is_changing = opened.other != 0 || record.descriptor.previous().is_some();
+    if is_changing && round != Round::Last && kind != Kind::Syn {
+        // The slot first, and what is remembered last: that costs the most.
+        let own = lb_common::steer::owners(tables, &record, hashes);
+        let is_asked = opened.other != 0 || own.previous.0 != 0 && kind != Kind::Datagram;
+        if is_asked && !nat::is_known(hash, &flow, &backends) {
+            let other = if opened.other == 0 { BackendId(0) } else { maps::tagged(pool, opened.other) };
+            let past = config::past(&tables.config());
+            let question = Question { round, kind, chosen, other, own, past };
+            let node = |id| (mode(id) == Mode::Tunnel as u8).then(|| backend::addr(&backends, id));
+            if let Some(Onward { chosen, other, round, is_told_here }) = question.onward(node) {
+                if is_told_here && !tables.slot(own.place).is_used() {
+                    tables.mark_used(own.place);
+                }
+                let choice = Choice { backend: chosen, other, how: How::Kept, noted: Noted::NOTHING };
+                let sent =
+                    forward::sent_on::<F>(ctx, &packet, &head, tables, addr, &choice, hash, F::PLAIN, round);
+                return sent.map_err(|(verdict, _)| verdict);
+            }
         }
     }
 
     carry.flow = flow;
-    carry.hashes = steer::hashes(&flow, hash, record.rules, key);
+    carry.hashes = hashes;
     carry.record = record;
     carry.record_index = vip.record();
     carry.addr = addr;

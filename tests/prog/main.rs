@@ -2,6 +2,7 @@
 
 mod affinity;
 mod again;
+mod asked;
 mod capture;
 mod cpus;
 mod fixtures;

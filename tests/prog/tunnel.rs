@@ -15,18 +15,18 @@ use penstock::model::l4::{FiveTuple, ForwardingMode::*, Protocol::*};
 
 const CLIENT: &str = "198.51.100.7:40000";
 const CLIENT6: &str = "[2001:db8:2::7]:40000";
-const VIP: &str = "203.0.113.1:80";
+pub const VIP: &str = "203.0.113.1:80";
 const VIP6: &str = "[2001:db8:1::1]:80";
-const HERE: &str = "10.0.0.1:8080";
+pub const HERE: &str = "10.0.0.1:8080";
 const HERE6: &str = "[fd00::1]:8080";
-const ELSEWHERE: &str = "10.0.0.3:8080";
+pub const ELSEWHERE: &str = "10.0.0.3:8080";
 /// The other balancer, and ourselves.
-const PEER: [&str; 2] = ["10.0.0.9:50000", "[fd00::9]:50000"];
+pub const PEER: [&str; 2] = ["10.0.0.9:50000", "[fd00::9]:50000"];
 const NODE: [&str; 2] = ["10.0.0.254:7183", "[fd00::fe]:7183"];
-const PASS: u32 = 2;
+pub const PASS: u32 = 2;
 const DROP: u32 = 1;
 
-fn tag(addr: &str) -> u32 {
+pub fn tag(addr: &str) -> u32 {
     tunnel_tag(addr, TCP)
 }
 
@@ -49,13 +49,13 @@ fn engine() -> Engine {
     engine
 }
 
-fn away() -> penstock::datapath::want::Backend {
+pub fn away() -> penstock::datapath::want::Backend {
     let to: IpAddr = [10, 0, 0, 9].into();
     penstock::datapath::want::Backend { mode: Tunnel, to, ..backend(to) }
 }
 
 /// `inner` within the tunnel, as a peer of this family sends it.
-fn wrapped(family: usize, inner: &Packet, round: Round, backend: u32, other: u32) -> Packet {
+pub fn wrapped(family: usize, inner: &Packet, round: Round, backend: u32, other: u32) -> Packet {
     wrapped_frame(family, &inner.bytes(), round, backend, other)
 }
 
@@ -64,7 +64,7 @@ fn wrapped_frame(family: usize, inner: &[u8], round: Round, backend: u32, other:
     Packet { payload, no_csum: true, ..udp(PEER[family], NODE[family]) }
 }
 
-fn run(engine: &mut Engine, frame: &[u8]) -> (u32, Vec<u8>) {
+pub fn run(engine: &mut Engine, frame: &[u8]) -> (u32, Vec<u8>) {
     let run = engine.kernel.test_run("penstock", frame, 1).expect("the program runs");
     (run.action, run.packet)
 }
@@ -73,7 +73,7 @@ fn count(engine: &Engine, name: &str) -> u64 {
     engine.verdicts().into_iter().find(|(verdict, _)| verdict.as_str() == name).map_or(0, |(_, count)| count)
 }
 
-fn delivered(inner: &Packet, to: &str) -> Vec<u8> {
+pub fn delivered(inner: &Packet, to: &str) -> Vec<u8> {
     Packet { dst_mac: OURS, src_mac: ROUTER, dst: to.parse().expect("address"), ..inner.clone() }.bytes()
 }
 
