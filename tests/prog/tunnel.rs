@@ -9,7 +9,7 @@ use lb_tests::icmp::Icmp;
 use lb_tests::packet::{ACK, FIN, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::shape::{fragments, with_options};
 use lb_tests::world::{CONFIG, LOOPBACK, World, backend, can_run_programs, tunnel_tag, tunnelled};
-use penstock::datapath::engine::Engine;
+use penstock::datapath::engine::{Engine, now};
 use penstock::datapath::want::Owner;
 use penstock::model::l4::{FiveTuple, ForwardingMode::*, Protocol::*};
 
@@ -30,8 +30,15 @@ pub fn tag(addr: &str) -> u32 {
     tunnel_tag(addr, TCP)
 }
 
-/// A node with a backend here and one on the node of the peer.
+/// A node with a backend here and one on the node of the peer, whose tables know the past.
 fn engine() -> Engine {
+    let mut engine = fresh_engine();
+    engine.settle_at(now() + u32::from(CONFIG.grace) + 2);
+    engine
+}
+
+/// The same with tables that are fresh.
+pub fn fresh_engine() -> Engine {
     let mut world = World::new()
         .service(Tcp, VIP, Local, &[HERE])
         .service(Tcp, VIP6, Local, &[HERE6])

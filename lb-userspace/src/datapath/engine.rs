@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::capture::Filter;
-use lb_common::config::{self, Settings};
+use lb_common::config::{self, Past, Settings};
 use lb_common::maps;
 use lb_common::nat::Timeouts;
 use lb_common::verdict::Event;
@@ -181,15 +181,13 @@ impl Engine {
         }
         self.book.name_adopted(&want);
         self.book.keep_lost(&mut want);
-        if beginning == Some(Beginning::Empty) {
-            // Flows that come here may be older than we are. What cannot be done the plan of the wish itself says.
-            let before = want.before(now < self.settings.grace.into());
-            if !before.pools.is_empty() {
-                let plan = self.book.plan(&before, now);
-                let _ = self.carry_out(plan, watch);
-            }
-        }
-        let plan = self.book.plan(&want, now);
+        let plan = if beginning == Some(Beginning::Empty) {
+            // Flows that come here may be older than we are.
+            self.tables.store_past(Past::new(now));
+            self.book.plan_anew(&want, now)
+        } else {
+            self.book.plan(&want, now)
+        };
         let (vips, steps) = (want.vips.len(), plan.ops.len());
         self.want = want;
         let mut problems = self.carry_out(plan, watch);
@@ -199,7 +197,10 @@ impl Engine {
             tracing::debug!(steps, vips, "tables switched");
         }
         match beginning {
-            Some(Beginning::Empty) => self.tables.store_version(now),
+            Some(Beginning::Empty) => {
+                self.tables.review_past(self.book.contested(), now, self.settings.grace.into());
+                self.tables.store_version(now);
+            }
             Some(Beginning::Inherited) => self.tables.keep_version(),
             None => {}
         }
@@ -283,7 +284,9 @@ impl Engine {
             let _ = self.carry_out(plan, &mut |_| {});
             self.book.look(&self.tables, now);
         }
-        self.book.contested()
+        let contested = self.book.contested();
+        self.tables.review_past(contested, now, self.settings.grace.into());
+        contested
     }
 
     /// Removes translated flows that are over, at a time of the caller's; returns how many remain and how many went. The worker

@@ -6,12 +6,13 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lb_common::config::{self, Past};
 use lb_common::flows::{Entry, FlowWords};
 use lb_common::lease::{Lease, LeaseWords};
 use lb_common::maps::{self, LINE, at, count, row};
 use lb_common::steer::Memory;
 use lb_common::verdict::Event;
-use lb_common::{ABI_VERSION, BackendId, Lines, Slot, Verdict, backend, config};
+use lb_common::{ABI_VERSION, BackendId, Lines, Slot, Verdict, backend};
 
 use super::mmap::Mapping;
 
@@ -164,6 +165,27 @@ impl Tables {
     /// Marks tables that were taken over as our own: they may have been of a layout before ours.
     pub(super) fn keep_version(&self) {
         self.config.store(config::ABI_WORD, ABI_VERSION.into());
+    }
+
+    /// Notes what they do not know of the past.
+    pub(super) fn store_past(&self, past: Past) {
+        self.config.store(config::PAST_WORD, past.0);
+    }
+
+    /// Notes what they know by now, with so many slots contested: none that was guessed, and, as after the grace time every flow
+    /// was seen that was not silent for longer, those too.
+    pub(super) fn review_past(&self, contested: usize, now: u32, grace: u32) {
+        let before = config::past(&self.config);
+        let mut past = before;
+        if contested == 0 {
+            past = past.without_guesses();
+        }
+        if now.wrapping_sub(past.began()) > grace.saturating_add(1) {
+            past = past.remembered();
+        }
+        if past != before {
+            self.store_past(past);
+        }
     }
 
     /// When the tables were made.

@@ -19,6 +19,7 @@ use crate::model::l4::{PoolId, Prefix};
 use crate::model::{ObjectId, Problem, Severity};
 
 mod adopt;
+mod anew;
 mod backends;
 mod former;
 mod ids;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::config::Settings;
+use lb_common::config::{Past, Settings};
 use lb_common::flows::Noted;
 use lb_common::steer::{Choice, Kind};
 use lb_common::{BackendId, Flow, HashKey};
@@ -41,6 +41,7 @@ impl Rehearsal {
         let settings = Settings { key, flow_bits, grace, ..Settings::default() };
         tables.store_settings(&settings);
         tables.clear_flows();
+        tables.store_past(Past::KNOWN);
         let (book, want) = (Book::new(key), Want::default());
         Self { tables, book, want, key, grace, forgotten: 0, spared: None }
     }
@@ -51,15 +52,21 @@ impl Rehearsal {
     }
 
     /// Takes tables that are new to `want`, where other balancers had tables before.
-    pub fn begin(&mut self, want: &Want, is_host_new: bool, now: u32) -> Vec<Problem> {
-        let Plan { ops, problems: _ } = self.book.plan(&want.before(is_host_new), now);
-        self.carry_out(&ops);
-        self.apply(want, now)
+    pub fn begin(&mut self, want: &Want, now: u32) -> Vec<Problem> {
+        self.tables.store_past(Past::new(now));
+        let plan = self.book.plan_anew(want, now);
+        let problems = self.take(want, plan, now);
+        self.tables.review_past(self.book.contested(), now, self.grace.into());
+        problems
     }
 
     /// Takes the tables to `want`.
     pub fn apply(&mut self, want: &Want, now: u32) -> Vec<Problem> {
-        let Plan { ops, problems } = self.book.plan(want, now);
+        let plan = self.book.plan(want, now);
+        self.take(want, plan, now)
+    }
+
+    fn take(&mut self, want: &Want, Plan { ops, problems }: Plan, now: u32) -> Vec<Problem> {
         self.carry_out(&ops);
         self.book.look(&self.tables, now);
         self.want.clone_from(want);
@@ -86,6 +93,7 @@ impl Rehearsal {
             self.carry_out(&plan.ops);
             self.book.look(&self.tables, now);
         }
+        self.tables.review_past(self.book.contested(), now, self.grace.into());
     }
 
     fn carry_out(&self, ops: &[Op]) {

@@ -168,6 +168,14 @@ impl Slots {
         settled
     }
 
+    /// Settles the contested slots with such a previous owner and owner. Returns them.
+    pub fn settle_where(&mut self, is_over: impl Fn(BackendId, BackendId) -> bool) -> Vec<(u32, Slot)> {
+        let Self { owners, contests } = self;
+        let owner = |index: u32| owners.get(index as usize).copied().unwrap_or(NOBODY);
+        let settled = contests.extract_if(.., |(index, contest)| is_over(contest.previous, owner(*index)));
+        settled.map(|(index, _)| (index, Slot::settled(owner(index)))).collect()
+    }
+
     /// Gives flows that are not remembered to the owner where the slot is contested for longer than
     /// `grace` and every flow of the previous owner that was seen within the grace time is remembered: for UDP, where
     /// a flow's beginning cannot be told. Returns what now stands for the previous owner.

@@ -109,6 +109,15 @@ impl Table {
         if self.is_settled() { 0 } else { self.slots.contested() }
     }
 
+    /// [`Slots::settle_where`], with where the slots stand. The previous owners' region goes when the others settle.
+    pub(super) fn settle_where(
+        &mut self,
+        is_over: impl Fn(BackendId, BackendId) -> bool,
+    ) -> Vec<(u32, Slot)> {
+        let settled = self.slots.settle_where(is_over).into_iter();
+        settled.map(|(index, slot)| (self.base + index, slot)).collect()
+    }
+
     /// Backends that its slots may name: those it was filled from, since a change forgets the
     /// owners that do not live.
     pub(super) fn named(&self) -> impl Iterator<Item = BackendId> {

@@ -23,9 +23,12 @@ pub(super) enum Cause {
     NotHeld(IpAddr),
 }
 
+/// Backends of one cause, in whatever pools.
+type ByAddr<'a> = BTreeMap<IpAddr, Vec<(&'a PoolId, SocketAddr)>>;
+
 /// A problem for each cause, or, where it concerns the way to few addresses, for each of them.
 pub(super) fn tell<'a>(concerned: impl Iterator<Item = (&'a Cause, &'a PoolId, SocketAddr)>) -> Vec<Problem> {
-    let mut by_cause: BTreeMap<&Cause, BTreeMap<IpAddr, Vec<(&PoolId, SocketAddr)>>> = BTreeMap::new();
+    let mut by_cause: BTreeMap<&Cause, ByAddr<'a>> = BTreeMap::new();
     for (cause, id, addr) in concerned {
         by_cause.entry(cause).or_default().entry(addr.ip()).or_default().push((id, addr));
     }
