@@ -46,7 +46,7 @@ impl Rivals {
     }
 
     /// Addresses of which all are to hear now that they are ours, so many at most.
-    pub(super) fn to_defend(&mut self, most: usize) -> Vec<IpAddr> {
+    pub(super) fn defend(&mut self, most: usize) -> Vec<IpAddr> {
         std::iter::from_fn(|| self.to_defend.pop_first()).take(most).collect()
     }
 
@@ -90,7 +90,7 @@ mod tests {
 
         let defended = [0, 1, 9, 10, 11, 20].map(|seconds| {
             let is_new = rivals.answers(vip, mac, at(seconds));
-            (is_new, rivals.to_defend(2) == [vip])
+            (is_new, rivals.defend(2) == [vip])
         });
 
         let (first, again, nothing) = ((true, true), (false, true), (false, false));

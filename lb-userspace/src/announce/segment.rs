@@ -363,7 +363,7 @@ impl Segment {
             }
         }
         // Without another question, whose answer would be one more reason to do so.
-        let defended = self.rivals.to_defend(AT_ONCE);
+        let defended = self.rivals.defend(AT_ONCE);
         frames.extend(defended.into_iter().flat_map(|vip| frame::announce(self.mac, vip)));
         frames
     }
