@@ -200,9 +200,9 @@ fn new_connections_are_served_where_others_translate_the_address_of_the_proxy() 
             node.host.run(&format!("nft add rule {family} kube services '{rule}'")).unwrap();
         }
     }
-    moved_to(&cluster, "n2");
     let served = |cluster: &Cluster| VIPS.iter().for_each(|vip| drop(Connection::open(cluster, vip)));
     served(&cluster);
+    moved_to(&cluster, "n2");
     let leaving = cluster.nodes[1].agent.pid();
 
     cluster.nodes[1].host.run(&format!("kill -TERM {leaving}")).unwrap();
