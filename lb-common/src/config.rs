@@ -251,6 +251,6 @@ pub fn grace(config: &impl Lines) -> u32 {
 /// Reads [`Past`].
 #[inline(always)]
 pub fn past(config: &impl Lines) -> Past {
-    const { assert!(PAST_WORD % crate::maps::LINE == 0) };
+    const { assert!(PAST_WORD.is_multiple_of(crate::maps::LINE)) };
     Past(config.word((PAST_WORD / crate::maps::LINE) as u32, 0))
 }
