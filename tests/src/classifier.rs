@@ -44,6 +44,9 @@ fn attach(program: &mut Ebpf, device: &str, options: TcAttachOptions) -> Result<
     Ok(program.take_link(id)?)
 }
 
+/// Name; kind and flags; section that is linked to and number of local symbols; size of an entry; bytes.
+type Section<'a> = (&'a str, [u32; 2], [u32; 2], usize, &'a [u8]);
+
 /// An ELF object with the program (elf(5)): 64 bits, little-endian, relocatable, for the machine BPF. Sections behind the
 /// head, in order: none, the names, the symbols, the program, its license.
 fn object(action: i32) -> Vec<u8> {
@@ -65,8 +68,7 @@ fn object(action: i32) -> Vec<u8> {
     symbols.extend([0x12, 0, 3, 0]);
     symbols.extend([0, code.len() as u64].map(u64::to_le_bytes).concat());
 
-    // Kind, flags, section that is linked to, number of local symbols, size of an entry.
-    let sections: [(&str, [u32; 2], [u32; 2], usize, &[u8]); 4] = [
+    let sections: [Section<'_>; 4] = [
         (".strtab", [3, 0], [0, 0], 0, &names),
         (".symtab", [2, 0], [1, 1], SYMBOL, &symbols),
         ("classifier", [1, 6], [0, 0], 0, &code),
