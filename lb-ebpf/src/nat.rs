@@ -88,10 +88,11 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         };
         let here = Mode::Local as u8;
         if carry.tunnelled != Tunnelled::NOT
+            && choice.how == How::Kept
             && mode_of(choice.backend) != here
             && mode_of(choice.other) == here
         {
-            // Its sender takes it for one of a backend here.
+            // Its sender takes it for one of a backend here. A SYN is for who owns the slot now alone.
             choice = Choice::settled(choice.other);
         }
         let mode = Mode::from_number(mode_of(choice.backend));

@@ -290,7 +290,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
         nat_ports,
         flow_entries: value::flow_entries(merged.flow_entries.unwrap_or(1 << 17))?,
         grace: value::grace(merged.grace_seconds.unwrap_or(300))?,
-        tunnel_port: value::tunnel_port(merged.tunnel_port.unwrap_or(7183), nat_ports)?,
+        tunnel_port: value::tunnel_port(merged.tunnel_port, nat_ports)?,
         pin: match merged.pin.unwrap_or(Pin::Auto) {
             Pin::Auto => Some(merged.bpffs.unwrap_or_else(|| PathBuf::from(BPFFS))),
             Pin::Off => None,
@@ -395,6 +395,14 @@ mod tests {
     }
 
     #[test]
+    fn the_tunnels_port_gives_way_to_those_of_nat_where_nobody_set_it() {
+        for (nat_ports, expected) in [(None, 7183), (Some("5000-9999"), 0)] {
+            let settings = Settings { nat_ports: nat_ports.map(str::to_owned), ..with_manifests() };
+            assert_eq!(resolve(settings, None).expect("valid").tunnel_port, expected, "{nat_ports:?}");
+        }
+    }
+
+    #[test]
     fn a_refused_value_names_setting_value_and_what_is_allowed() {
         let cases: Vec<(&str, Settings, &str)> = vec![
             (
@@ -414,7 +422,7 @@ mod tests {
             ),
             (
                 "the tunnel's port among those of nat",
-                Settings { nat_ports: Some("5000-9999".into()), ..with_manifests() },
+                Settings { nat_ports: Some("5000-9999".into()), tunnel_port: Some(7183), ..with_manifests() },
                 "--tunnel-port \"7183\": allowed: a port outside --nat-ports 5000-9999",
             ),
             (

@@ -117,6 +117,8 @@ fn every_series_of_the_kernel_part_has_its_value_after_known_traffic() {
         ("tables_adopted", 0),
         ("nat_ports", 4_536),
         ("nat_ports_used", 1),
+        ("backend_ids", 32_767),
+        ("backend_ids_used", 3),
         ("vips", 4),
         ("backends", 3),
     ];

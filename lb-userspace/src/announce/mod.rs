@@ -316,19 +316,7 @@ impl Speaker {
                     let (members, held) = (now.members.join(" "), now.held().count());
                     info!(interface = now.interface, members, held, "addresses shared out");
                 }
-                for rival in now.rivals.difference(&known.rivals) {
-                    let (interface, fix) = (&now.interface, "see `penstock status`");
-                    match rival {
-                        Rival::Answers { mac, vip } => {
-                            let mac = mac_text(*mac);
-                            warn!(interface, mac, %vip, fix, "another host answers for a VIP that is held here");
-                        }
-                        Rival::Namesake { mac } => {
-                            let mac = mac_text(*mac);
-                            warn!(interface, mac, fix, "another host announces by the name of this agent");
-                        }
-                    }
-                }
+                now.rivals_since(known).for_each(|rival| warn_of(&now.interface, &rival));
                 *known = Arc::new(now);
             }
             differs
@@ -343,5 +331,20 @@ impl Speaker {
         add(&self.counts.answers, now.answers, before.answers);
         add(&self.counts.unanswered, now.unanswered, before.unanswered);
         *before = now;
+    }
+}
+
+/// Tells what is new of a host; what it all answers for `status` says.
+fn warn_of(interface: &str, rival: &Rival) {
+    let fix = "see `penstock status`";
+    match rival {
+        Rival::Answers { mac, vip } => {
+            let mac = mac_text(*mac);
+            warn!(interface, mac, %vip, fix, "another host answers for VIPs that are held here");
+        }
+        Rival::Namesake { mac } => {
+            let mac = mac_text(*mac);
+            warn!(interface, mac, fix, "another host announces by the name of this agent");
+        }
     }
 }

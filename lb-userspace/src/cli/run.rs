@@ -34,7 +34,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE", env = "PENSTOCK_CONFIG")]
     config: Option<PathBuf>,
     /// Interface for the kernel program, or a start of names and `*`; repeatable [default: those
-    /// with a default route, and devices towards backends]
+    /// with a default route]
     #[arg(long, value_name = "IF", env = "PENSTOCK_INTERFACE", value_delimiter = ',')]
     interface: Vec<String>,
     /// Start although none of the interfaces exists yet
@@ -100,7 +100,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SECONDS", env = "PENSTOCK_GRACE_SECONDS", value_parser = seconds::<u32>)]
     grace_seconds: Option<u32>,
     /// UDP port on which balancers send each other packets for backends on their hosts; 0: none
-    /// [default: 7183]
+    /// [default: 7183, or none where that is one of --nat-ports]
     #[arg(long, value_name = "PORT", env = "PENSTOCK_TUNNEL_PORT", value_parser = port)]
     tunnel_port: Option<u16>,
     /// Pin programs and maps, so that the kernel goes on forwarding without the agent and the next one

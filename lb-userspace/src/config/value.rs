@@ -7,6 +7,9 @@ use std::time::Duration;
 use super::{Error, HashKey, Pod};
 use crate::model::ObjectName;
 
+/// The tunnel's port unless another is given.
+const TUNNEL_PORT: u16 = lb_common::tunnel::PORT;
+
 pub(super) fn listen_addresses(
     setting: &'static str,
     texts: &[String],
@@ -75,10 +78,15 @@ pub(super) fn nat_ports(text: &str) -> Result<(u16, u16), Error> {
     }
 }
 
-/// Packets to a port of `--nat-ports` are taken for answers to translated flows.
-pub(super) fn tunnel_port(port: u16, (low, high): (u16, u16)) -> Result<u16, Error> {
+/// UDP port of the tunnel; 0: none. Packets to a port of `--nat-ports` are taken for answers to translated flows.
+pub(super) fn tunnel_port(asked: Option<u16>, (low, high): (u16, u16)) -> Result<u16, Error> {
+    let port = asked.unwrap_or(TUNNEL_PORT);
     if !(low..=high).contains(&port) {
         return Ok(port);
+    }
+    if asked.is_none() {
+        // What wants a tunnel is told that there is none.
+        return Ok(0);
     }
     let reason = format!("allowed: a port outside --nat-ports {low}-{high}, or 0 for none");
     Err(Error::Value { setting: "tunnel-port", value: port.to_string(), reason })

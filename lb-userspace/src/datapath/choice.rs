@@ -1,5 +1,5 @@
 //! Which interfaces the program belongs on: those named, those that a pattern covers, or those
-//! of the default routes and towards backends. Pure; which exist is not its business.
+//! of the default routes. Pure; which exist is not its business.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,14 @@ use super::network::{Interface, Kind};
 pub(super) enum Choice {
     /// Names and patterns.
     Named(Vec<String>),
-    /// The interfaces of default routes, and those by which frames to backends leave: most drivers send redirected frames
-    /// only by a device that has a program itself, and answers to `nat` come in there. One that was chosen stays while it
-    /// exists, so that a route that flaps costs no flows.
+    /// The interfaces of default routes, and not those towards backends: whoever may write endpoints would choose devices,
+    /// and many drivers reset their link for a program. One that was chosen stays while it exists, so that a default
+    /// route that flaps costs no flows.
     Default(BTreeSet<String>),
 }
 
 impl Choice {
-    /// From the command line: empty leaves it to the routes.
+    /// From the command line: empty means the default routes.
     pub(super) fn new(named: Vec<String>) -> Self {
         if named.is_empty() { Self::Default(BTreeSet::new()) } else { Self::Named(named) }
     }
@@ -35,13 +35,6 @@ impl Choice {
         if let Self::Default(names) = self {
             names.insert(name);
         }
-    }
-
-    /// Takes in a device by which frames to backends leave, where the choice is left to us; tells whether it is new. Ends of
-    /// veth pairs are left out: they send without, and on a node they are its pods.
-    pub(super) fn reach_by(&mut self, exit: &Interface) -> bool {
-        let Self::Default(names) = self else { return false };
-        is_sender(exit) && names.insert(exit.name.clone())
     }
 
     /// Whether it was named without a pattern: that it cannot be used is the operator's error.
@@ -101,23 +94,6 @@ mod tests {
 
             assert_eq!(choice.covers(&interface), covered, "{choice:?} {}", interface.name);
         }
-    }
-
-    #[test]
-    fn devices_towards_backends_are_taken_in_where_none_was_named() {
-        let veth = interface("veth1", Kind::Veth);
-        let [front, back] = ["eth0", "eth1"].map(|name| interface(name, Kind::Device));
-        let mut choice = Choice::new(Vec::new());
-        choice.keep(front.name.clone());
-
-        assert_eq!(
-            [&front, &veth, &back, &back].map(|exit| choice.reach_by(exit)),
-            [false, false, true, false]
-        );
-        assert_eq!([&front, &veth, &back].map(|exit| choice.covers(exit)), [true, false, true]);
-
-        let mut named = Choice::new(vec![front.name.clone()]);
-        assert!(!named.reach_by(&back) && !named.covers(&back));
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub use status::Status;
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Interfaces to attach to, each a name or a start of names with a trailing `*` or `+`;
-    /// empty: those of the default routes and towards backends. They may come, go and come back.
+    /// empty: those of the default routes. They may come, go and come back.
     pub interfaces: Vec<String>,
     /// Start without any of them; otherwise one has to be there.
     pub wait_interfaces: bool,

@@ -27,7 +27,7 @@ use super::exhaustion::Exhaustion;
 use super::held::Held;
 use super::kernel::{Attached, Look, Translated};
 use super::mmap;
-use super::network::{Change, Interface, Netlink, View};
+use super::network::{Change, Netlink, View};
 use super::pins::Pins;
 use super::problems::{not_adopted, not_installed, not_pinned, not_taken_over};
 use super::want::{self, Destinations, Join, Owner, Target};
@@ -215,13 +215,6 @@ async fn choose_defaults(choice: &mut Choice, netlink: &Netlink) -> Result<bool,
     let before = chosen.len();
     chosen.extend(netlink.default_interfaces().await?);
     Ok(chosen.len() > before)
-}
-
-/// Adds the devices that packets were found to leave by where none is named; tells whether there are new ones.
-fn choose_exits(choice: &mut Choice, devices: &Devices, netlink: &Netlink) -> bool {
-    let interfaces = &netlink.view().interfaces;
-    let exits: Vec<&Interface> = devices.exits().filter_map(|ifindex| interfaces.get(&ifindex)).collect();
-    exits.into_iter().filter(|exit| choice.reach_by(exit)).count() > 0
 }
 
 fn require_one(choice: &Choice, view: &View) -> Result<(), Error> {
@@ -446,8 +439,6 @@ impl Worker {
         let allow = |ifindex, to| shared.engine().kernel.allow_device(ifindex, to);
         let forget = |ifindex| shared.engine().kernel.forget_device(ifindex);
         devices.follow(netlink.view(), choice, allow, forget);
-        // With what is chosen, the addresses that are ours are others.
-        self.once_more |= choose_exits(choice, devices, netlink);
     }
 
     async fn settle(&mut self) {

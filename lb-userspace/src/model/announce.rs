@@ -63,4 +63,42 @@ impl Announced {
         let ours = self.holders.iter().filter(|(_, holder)| holder.as_deref() == Some(&*self.own));
         ours.map(|(vip, _)| *vip)
     }
+
+    /// Of each host that is a rival and was none before the first thing that it says: it may answer for thousands of addresses.
+    pub fn rivals_since(&self, before: &Self) -> impl Iterator<Item = Rival> {
+        let host = |rival: &Rival| match rival {
+            Rival::Answers { mac, .. } => (*mac, false),
+            Rival::Namesake { mac } => (*mac, true),
+        };
+        let known: BTreeSet<_> = before.rivals.iter().map(host).collect();
+        let mut new = BTreeMap::new();
+        for rival in self.rivals.iter().filter(|rival| !known.contains(&host(rival))) {
+            new.entry(host(rival)).or_insert(*rival);
+        }
+        new.into_values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_answers_for_many_addresses_is_new_once() {
+        let answers = |last: u8, host: u8| Rival::Answers { mac: [host; 6], vip: [203, 0, 113, last].into() };
+        let with =
+            |rivals: &[Rival]| Announced { rivals: rivals.iter().copied().collect(), ..Announced::default() };
+        let many: Vec<Rival> = (1..200).map(|last| answers(last, 7)).collect();
+        let namesake = Rival::Namesake { mac: [7; 6] };
+
+        let since =
+            |now: &[Rival], before: &[Rival]| with(now).rivals_since(&with(before)).collect::<Vec<_>>();
+
+        assert_eq!(since(&many, &[]), [answers(1, 7)]);
+        assert_eq!(since(&many, &[answers(9, 7)]), []);
+        assert_eq!(
+            since(&[&many[..], &[namesake, answers(1, 8)]].concat(), &many),
+            [namesake, answers(1, 8)]
+        );
+    }
 }
