@@ -41,6 +41,16 @@ pub(super) enum Question {
     V6 { mac: Mac, asker: Ipv6Addr, target: Ipv6Addr },
 }
 
+impl Question {
+    /// Whether it is asked by who has no address himself and is to note none: is the target somebody's?
+    pub(super) fn is_probe(&self) -> bool {
+        match self {
+            Self::V4 { asker, .. } => asker.is_unspecified(),
+            Self::V6 { asker, .. } => asker.is_unspecified(),
+        }
+    }
+}
+
 /// The question in a frame, if it is one. Who asks in the name of a group has no answer: all would get that.
 pub(super) fn question(frame: &[u8]) -> Option<Question> {
     match u16::from_be_bytes(array(frame, 12)?) {

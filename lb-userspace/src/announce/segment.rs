@@ -205,6 +205,11 @@ impl Segment {
             self.claimed(addr, mac, now);
         }
         if let Some(question) = frame::question(frame) {
+            // Another agent that begins to hold an address asks who else has it. By IPv6 all would hear our answer, and send
+            // here what is on its way to that agent.
+            if question.is_probe() && frame::sender(frame).is_some_and(|mac| self.is_agent(&mac)) {
+                return None;
+            }
             let target = match question {
                 Question::V4 { target, asker, .. } if asker == target => return None,
                 Question::V4 { target, .. } => IpAddr::V4(target),
