@@ -120,14 +120,17 @@ fn peers(apt: &mut Apt) -> Result<()> {
     Ok(())
 }
 
+/// The first kubectl whose kustomize takes a folder as a resource; Debian 12's does not.
+const KUBECTL: (u32, u32) = (1, 21);
+
 /// kubectl, which Ubuntu does not carry, and Helm's engine and a parser of PromQL, which Debian does not carry
 /// either. The tests of what is deployed skip what takes them where that fails.
 fn helm(apt: &mut Apt) -> Result<()> {
     if process::find("kubectl").is_none() {
-        if apt.candidate("kubernetes-client").is_some() {
+        if apt.candidate("kubernetes-client").is_some_and(|version| version >= KUBECTL) {
             apt.install(&["kubernetes-client"])?;
         } else {
-            eprintln!("setup: kubectl cannot be had here");
+            eprintln!("setup: kubectl {}.{} or newer cannot be had here", KUBECTL.0, KUBECTL.1);
         }
     }
     let dir = target_dir().join("helm");
@@ -215,7 +218,7 @@ fn linker(apt: &mut Apt, toolchain: &Toolchain) -> Result<()> {
         None => versions.find(|llvm| packaged(apt, *llvm)).with_context(|| {
             format!(
                 "no package llvm-N-dev with N from {from} to {} for {}; add a source of packages that has one \
-                 (apt.llvm.org) and run this again",
+                 (of Debian its security updates, else apt.llvm.org) and run this again",
                 BPF_LINKER_LLVM.end(),
                 toolchain.name
             )
